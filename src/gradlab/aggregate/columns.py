@@ -1,0 +1,111 @@
+"""The columns of the four tables of a sweep; docs/DATA.md is written from here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+
+class Column(NamedTuple):
+    name: str
+    type: pa.DataType
+    doc: str
+
+
+RUN = Column("run", pa.string(), "Run id: the name of its folder.")
+STEP = Column("step", pa.int64(), "Training step, from 0.")
+OUTCOMES = ("right", "wrong", "unparseable", "graded")
+
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "metrics": (
+        RUN,
+        STEP,
+        Column("metric", pa.string(), "Name as in `metrics.jsonl`, without the objective: `reward_mean`, "
+               "`outcome/right`, `seconds/step`; and `probe/norm`, `probe/net_synergy`, `probe/conflict_fraction`, "
+               "`probe/n_undefined_pairs` at probed steps."),
+        Column("objective", pa.string(), "Label of the objective; null where the metric belongs to none."),
+        Column("layer", pa.string(), "Layer of a `probe/` metric: `all`, `last`, or a block's index; else null."),
+        Column("value", pa.float64(), "The number; null where there is no signal."),
+    ),
+    "cosines": (
+        RUN,
+        STEP,
+        Column("scope", pa.string(), "Parameters probed: `last_block`, `adapter`, `per_layer`."),
+        Column("space", pa.string(), "Where the cosine was taken: `factors` (LoRA) or `weights` (full)."),
+        Column("layer", pa.string(), "`all`, `last`, or a block's index."),
+        Column("objective_i", pa.string(), "First of the pair; each pair stands once, i before j on axis K."),
+        Column("objective_j", pa.string(), "Second of the pair."),
+        Column("cosine", pa.float64(), "Cosine of the two objectives' gradients; null where one of them is 0."),
+        Column("norm_i", pa.float64(), "Norm of the gradient of objective_i."),
+        Column("norm_j", pa.float64(), "Norm of the gradient of objective_j."),
+        Column("n_rows", pa.int64(), "Completions behind the two gradients."),
+    ),
+    "evals": (
+        RUN,
+        Column("measure", pa.string(), "`reward`, or a measure of the text: `unique_fraction`, `jaccard_mean`, "
+               "`distinct_1`, `distinct_2`, `compression_ratio`, `degenerate` (0 or 1), `completion_tokens_mean`, "
+               "`ended_fraction`."),
+        Column("objective", pa.string(), "Label of the objective of a `reward`; else null."),
+        Column("model", pa.string(), "`policy` (after training), `base` (before), or their `difference`."),
+        Column("mean", pa.float64(), "Mean over held-out completions."),
+        Column("low", pa.float64(), "Lower end of the 95 % bootstrap interval over prompts."),
+        Column("high", pa.float64(), "Upper end."),
+        Column("n", pa.int64(), "Completions."),
+        *(Column(name, pa.int64(), f"Completions whose outcome is {name}.") for name in OUTCOMES),
+        Column("note", pa.string(), "Reasons of a `degenerate` verdict."),
+    ),
+    "samples": (
+        RUN,
+        Column("source", pa.string(), "`train`, or held out: `policy` (after training) or `base` (before)."),
+        Column("step", pa.int64(), "Training step; null for held-out completions."),
+        Column("row", pa.int64(), "Row in the batch, or in `eval_samples.jsonl`."),
+        Column("example", pa.string(), "Id of the prompt."),
+        Column("task", pa.string(), "Task of the prompt."),
+        Column("prompt", pa.string(), "What the model read."),
+        Column("completion", pa.string(), "What it wrote: untrusted text."),
+        Column("ended", pa.bool_(), "Whether it ended by itself."),
+        Column("completion_tokens", pa.int64(), "Tokens written."),
+    ),
+}  # fmt: skip
+PER_OBJECTIVE_SAMPLE = {"rewards": ("reward", pa.float64()), "outcomes": ("outcome", pa.string()),
+                        "advantages": ("advantage", pa.float64())}  # fmt: skip
+SAMPLE_STEPS, SAMPLE_ROWS, HELDOUT_ROWS = 12, 16, 48
+
+
+HEAD = """# The tables of a sweep
+
+`scripts/aggregate.py` reads the runs of a sweep and writes four Parquet files to `results/<sweep>/`. Each is
+tidy: one number (or one completion) a row. Null is "no signal" and never 0. This page is written from the
+code by `python scripts/aggregate.py --docs > docs/DATA.md`; a test keeps the two equal.
+
+Every table also has the run's parameters as columns, named by the dotted keys of `config.json`:
+`algorithm.name`, `adapter.kind`, `optimizer.lr`, `objectives.<k>.weight`, `seed`, ... Values are bool, int64,
+double or string; integers mixed with fractions become double, other mixtures string. A parameter that a
+run does not have is null. Lists (such as `data.train`) have no column.
+"""
+TAIL = f"""
+Samples are thinned without randomness: of each run at most {SAMPLE_STEPS} logged steps, of each of them at most
+{SAMPLE_ROWS} rows, and at most {HELDOUT_ROWS} held-out rows a model; each choice is evenly spaced, the first and the
+last in it. All completions are in the run's `samples.jsonl` and `eval_samples.jsonl`.
+
+```python
+import pandas as pd
+
+cosines = pd.read_parquet("results/demo/cosines.parquet")
+cosines.groupby(["algorithm.name", "objective_i", "objective_j"]).cosine.agg(["mean", "std", "count"])
+```
+"""
+
+
+def documentation() -> str:
+    """The text of docs/DATA.md."""
+    lines = []
+    for name, columns in COLUMNS.items():
+        lines += ["", f"## {name}.parquet", "", "| column | type | meaning |", "|---|---|---|"]
+        lines += [f"| `{c.name}` | {c.type} | {c.doc} |" for c in columns]
+    lines += [
+        f"| `{name}/<k>` | {kind} | {name.capitalize()} of objective `<k>`; null where it does not apply. |"
+        for name, kind in PER_OBJECTIVE_SAMPLE.values()
+    ]
+    return HEAD + "\n".join(lines) + "\n" + TAIL

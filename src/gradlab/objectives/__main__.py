@@ -1,0 +1,3 @@
+from gradlab.objectives import document
+
+print(document(), end="")

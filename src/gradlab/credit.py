@@ -1,0 +1,113 @@
+"""Rewards to advantages, one column an objective, so that `advantages_BK @ weights_K` trains.
+
+Baselines and scales are those of the weighted reward sum_k w_k r_bk; dividing every column by the
+same scale keeps the sum's advantage the sum of the parts. NaN marks a row that an objective does not
+apply to: its advantage is exactly 0 and it enters no baseline. float64 numpy throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlab.config import Algorithm
+from gradlab.registry import Registry
+
+Array = NDArray[np.float64]
+Groups = NDArray[np.int64]
+Credit = Callable[[Array, Groups, Array, Any, "CreditState"], Array]
+CREDIT: Registry[Credit] = Registry("algorithm.name")
+
+EPS = 1e-6  # the reference values of GRPO use ddof=1 and this epsilon
+
+
+@dataclass
+class CreditState:
+    """What a baseline remembers between steps; saved in checkpoints. NaN: not seen yet."""
+
+    baseline_K: Array = field(default_factory=lambda: np.empty(0))
+
+
+def credit(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Algorithm, state: CreditState) -> Array:
+    """advantages_BK of one run's rollout; updates `state` in place.
+
+    rewards_BK    raw rewards, NaN where an objective does not apply
+    group_B       which prompt a row answers
+    weights_K     weights in the trained sum
+    """
+    return CREDIT[algorithm.name](rewards_BK, group_B, weights_K, algorithm, state)
+
+
+def _group_mean(values: Array, group_B: Groups) -> Array:
+    """Mean over the rows of the same group, ignoring NaN; NaN where a group has none. Shape of `values`."""
+    _, index_B, _ = np.unique(group_B, return_inverse=True, return_counts=True)
+    present = ~np.isnan(values)
+    total = np.zeros((index_B.max() + 1, values.shape[1]))
+    count = np.zeros_like(total)
+    np.add.at(total, index_B, np.where(present, values, 0.0))
+    np.add.at(count, index_B, present)
+    with np.errstate(invalid="ignore"):
+        return (total / count)[index_B]
+
+
+def _total(rewards_BK: Array, weights_K: Array) -> Array:
+    """(B, 1) weighted reward; an objective that does not apply adds nothing."""
+    return np.nansum(rewards_BK * weights_K, axis=1, keepdims=True)
+
+
+def _flat(scale: Array, total: Array) -> NDArray[np.bool_]:
+    """Where a spread is rounding, not signal."""
+    return scale <= 1e-9 * (1 + np.abs(total))
+
+
+@CREDIT.register("grpo")
+def grpo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
+    """(r - group mean) / (group std + eps), arXiv 2402.03300 sec. 4.1.2; a group without variance gives 0."""
+    centred = np.nan_to_num(rewards_BK - _group_mean(rewards_BK, group_B), nan=0.0)
+    total = _total(rewards_BK, weights_K)
+    _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
+    size = count[index_B][:, None]
+    deviation = total - _group_mean(total, group_B)
+    std = np.sqrt(_group_mean(deviation**2, group_B) * size / (size - 1))
+    flat = _flat(std, total)
+    scaled = centred / (std + EPS) if algorithm.scale_rewards == "group" else centred
+    return np.where(flat, 0.0, scaled)
+
+
+@CREDIT.register("rloo")
+def rloo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
+    """r minus the mean of the group's other rows, arXiv 2402.14740 eq. 7: n/(n-1) (r - group mean)."""
+    _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
+    size = count[index_B][:, None]
+    return np.nan_to_num(rewards_BK - _group_mean(rewards_BK, group_B), nan=0.0) * size / (size - 1)
+
+
+@CREDIT.register("reinforce")
+def reinforce(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
+    """r minus a baseline (Williams 1992): a running mean per objective, or the batch's z-score."""
+    if algorithm.baseline == "zscore":
+        batch = np.zeros_like(group_B)
+        centred = np.nan_to_num(rewards_BK - _group_mean(rewards_BK, batch), nan=0.0)
+        total = _total(rewards_BK, weights_K)
+        std = total.std(axis=0, ddof=1, keepdims=True)
+        return np.where(_flat(std, total), 0.0, centred / (std + EPS))
+    with np.errstate(invalid="ignore"):
+        mean_K = np.nansum(rewards_BK, axis=0) / np.sum(~np.isnan(rewards_BK), axis=0)
+    if state.baseline_K.size == 0:
+        state.baseline_K = np.full(rewards_BK.shape[1], np.nan)
+    # An objective's first batch is its own first baseline; afterwards the baseline is of the past only.
+    baseline = np.where(np.isnan(state.baseline_K), mean_K, state.baseline_K)
+    updated = algorithm.ema_decay * baseline + (1 - algorithm.ema_decay) * mean_K
+    state.baseline_K = np.where(np.isnan(mean_K), state.baseline_K, updated)
+    return np.nan_to_num(rewards_BK - baseline, nan=0.0)
+
+
+def variance_share(advantages_BK: Array, weights_K: Array) -> Array:
+    """Share of each objective in the squared weighted advantages; NaN when all are 0. Sums to 1 over K."""
+    squares_K = ((advantages_BK * weights_K) ** 2).sum(axis=0)
+    total = squares_K.sum()
+    return squares_K / total if total > 0 else np.full_like(squares_K, np.nan)

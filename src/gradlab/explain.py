@@ -1,0 +1,86 @@
+"""pydantic's errors as sentences a user can act on: dotted path, what was expected, what was found, the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from gradlab.registry import unknown
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def dotted_keys(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """Every settable key of a model, dotted: `optimizer.lr`; `<name>` stands for a key the user chooses."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from dotted_keys(field.annotation, f"{prefix}.{name}" if prefix else name)
+    elif get_origin(annotation) is dict:
+        yield from dotted_keys(get_args(annotation)[1], f"{prefix}.<name>")
+    elif any(isinstance(arg, type) and issubclass(arg, BaseModel) for arg in get_args(annotation)):
+        for arg in get_args(annotation):  # a union of models: the keys of all
+            yield from dotted_keys(arg, prefix)
+    else:
+        yield prefix
+
+
+def unknown_key(key: str, model: type[BaseModel]) -> str | None:
+    """The message for a dotted key that `model` does not have; None when it has it."""
+    parts = key.split(".")
+    known = []
+    for pattern in dict.fromkeys(dotted_keys(model)):
+        names = pattern.split(".")
+        filled = [part if name == "<name>" else name for name, part in zip(names, parts, strict=False)]
+        if filled == parts[: len(names)] and (len(parts) <= len(names) or names[-1] == "<name>"):
+            return None
+        known.append(".".join(filled + names[len(filled) :]))
+    near = [k for k in known if k.split(".")[-1] == parts[-1]] or difflib.get_close_matches(key, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "docs/CONFIG.md lists all keys."
+    return f"{key}: expected a known key; found {key!r}. {hint}"
+
+
+def explain(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[str]:
+    """One line a wrong value of `model`. `prefix` is the dotted path of the model itself, empty for a whole file."""
+    lines: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        key = ".".join(_location(item["loc"]))
+        path = ".".join(part for part in (prefix, key) if part)
+        if item["type"] == "extra_forbidden":
+            missing = unknown_key(key, model) or f"{key}: expected no such key beside the others. Remove it."
+            line = f"{prefix}.{missing}" if prefix else missing
+        else:
+            line = _sentence(path, item["type"], item["msg"], item["input"], item.get("ctx", {}))
+        lines.setdefault(path, line)
+    return list(lines.values())
+
+
+def validate(model: type[M], values: Any) -> M:
+    """`model` of `values`. Raises ValueError with one readable line a wrong value."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(explain(error, "", model))) from None
+
+
+def _location(loc: tuple[int | str, ...]) -> list[str]:
+    """The path as the user wrote it: without pydantic's names for the branches of a union."""
+    parts = [str(part) for part in loc]
+    if parts[:1] == ["algorithm"]:
+        del parts[1:2]
+    return [part for part in parts if "[" not in part]
+
+
+def _sentence(path: str, kind: str, message: str, found: Any, context: dict[str, Any]) -> str:
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return f"{path}: {text}" if path else text
+    if kind in ("missing", "union_tag_not_found"):
+        key = f"{path}.{context['discriminator'].strip(chr(39))}" if "discriminator" in context else path
+        return f"{key}: expected a value; found none. It has no default: set it under `fixed` or `grid`."
+    if kind == "union_tag_invalid":
+        names = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        return unknown(f"{path}.{context['discriminator'].strip(chr(39))}", context["tag"], names)
+    return f"{path}: {message.replace('Input should be', 'expected')}; found {found!r}."

@@ -1,0 +1,138 @@
+import functools
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from gradlab.command_line import placement_flags
+from gradlab.explain import validate
+from gradlab.identity import EVALUATION_MEANING, MEANING
+from gradlab.store import canonical, digest
+from gradlab.sweep import load, load_base
+from gradlab.sweep_file import WorkflowConfig
+
+# Jobs use the Python that runs Snakemake, whether or not its environment is activated.
+shell.prefix(f"set -euo pipefail; PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+def readable(make, *arguments):
+    """`make(*arguments)`, its ValueError shown as a message instead of a traceback."""
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
+
+
+chosen = readable(validate, WorkflowConfig, {k: v for k, v in config.items() if k != "pathvars"})
+
+
+@functools.cache
+def sweep_of(name):
+    return readable(load, name, chosen.fixed, chosen.grid)
+
+
+@functools.cache
+def base_of(name):
+    return readable(load_base, name)
+
+
+def run_of(wildcards):
+    return readable(sweep_of(wildcards.sweep).__getitem__, wildcards.run)
+
+
+def base_spec(wildcards):
+    base = base_of(wildcards.base).model_dump(mode="json", exclude_defaults=True)
+    return canonical({"base": base, "pretrain": MEANING["pretrain"]})
+
+
+def base_data(wildcards):
+    return [*base_of(wildcards.base).corpus, *base_of(wildcards.base).heldout]
+
+
+def run_base(wildcards):
+    base = run_of(wildcards).base
+    return f"{chosen.results}/base/{base}/base.json" if base else []
+
+
+def train_data(wildcards):
+    return list(run_of(wildcards).config.data.train)
+
+
+def heldout_data(wildcards):
+    return list(run_of(wildcards).config.data.heldout)
+
+
+def run_spec(wildcards):
+    return run_of(wildcards).spec
+
+
+def evaluation_spec(wildcards):
+    return canonical(run_of(wildcards).config.evaluation.model_dump(mode="json", exclude_defaults=True))
+
+
+def placement(wildcards, threads):
+    """Snakemake never compares params that depend on `threads`, so a change of placement re-runs nothing."""
+    return placement_flags(run_of(wildcards).config.placement.model_copy(update={"threads": threads}))
+
+
+def noted(wildcards, threads):
+    """What train writes into config.json without it affecting training; not compared either."""
+    return evaluation_spec(wildcards)
+
+
+def threads_of(wildcards):
+    return run_of(wildcards).config.placement.threads
+
+
+def gpu_slots(wildcards):
+    return run_of(wildcards).config.placement.gpu_slots
+
+
+def table_digest(wildcards):
+    return digest(sweep_of(wildcards.sweep).table())
+
+
+def remake_command(wildcards):
+    """The command that makes the sweep's page again."""
+    changes = {"results": chosen.results, "fixed": chosen.fixed, "grid": chosen.grid}
+    entries = {"sweeps": wildcards.sweep} | {k: v for k, v in changes.items() if v not in ({}, "results")}
+    text = " ".join(shlex.quote(f"{k}={v if isinstance(v, str) else canonical(v)}") for k, v in entries.items())
+    return f"snakemake --cores all --config {text}"
+
+
+def files_of_runs(*names):
+    """An input function: these files of every run of the sweep."""
+    pattern = f"{chosen.results}/{{sweep}}/runs/{{run}}/{{name}}"
+
+    def files(wildcards):
+        return expand(
+            pattern,
+            sweep=wildcards.sweep,
+            run=sweep_of(wildcards.sweep).runs,
+            name=names,
+        )
+
+    return files
+
+
+def code(*patterns):
+    """Files of the library whose change re-makes a rule's cheap outputs."""
+    return sorted(str(path) for pattern in patterns for path in Path("src/gradlab").glob(pattern) if path.is_file())
+
+
+def check_gpu_slots():
+    """Snakemake would clip a demand above its limit without a word."""
+    limit = workflow.resource_settings.resources.get("gpu_slots")
+    for name in chosen.sweeps if limit is not None else ():
+        for run in sweep_of(name).runs.values():
+            if run.config.placement.gpu_slots > limit.value:
+                raise WorkflowError(
+                    f"placement.gpu_slots: expected at most {limit.value}, the limit of this call; found "
+                    f"{run.config.placement.gpu_slots} for {name}/{run.id}. Raise it: --resources gpu_slots=N"
+                )
+
+
+for name in chosen.sweeps:
+    sweep_of(name)  # every run is validated before the first job
+check_gpu_slots()

@@ -1,0 +1,25 @@
+rule eval_run:
+    input:
+        config=ancient("<results>/{sweep}/runs/{run}/config.json"),
+        metrics="<results>/{sweep}/runs/{run}/metrics.jsonl",
+        adapter="<results>/{sweep}/runs/{run}/adapter",
+        data=heldout_data,
+    output:
+        summary="<results>/{sweep}/runs/{run}/eval.json",
+        samples="<results>/{sweep}/runs/{run}/eval_samples.jsonl",
+    log:
+        "<logs>/{sweep}/eval/{run}.log",
+    benchmark:
+        "<logs>/{sweep}/eval/{run}.jsonl"
+    threads: threads_of
+    resources:
+        gpu_slots=gpu_slots,
+    params:
+        spec=evaluation_spec,
+        meaning=EVALUATION_MEANING,
+        placement=placement,
+        run_dir=subpath(output.summary, parent=True),
+    message:
+        "evaluate {wildcards.run} (sweep {wildcards.sweep})"
+    shell:
+        "exec python scripts/eval_run.py {params.run_dir} --evaluation {params.spec:q} {params.placement} > {log} 2>&1"

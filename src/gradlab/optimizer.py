@@ -1,7 +1,8 @@
-"""AdamW (arXiv 1711.05101, alg. 2) for R runs at once: one flat (R, P) buffer, a few kernels a step.
+"""AdamW (arXiv 1711.05101, alg. 2) for R runs at once: one flat buffer, a few kernels a step.
 
-Each run has its own learning rate, schedule, betas and clip; nothing couples the rows. Parameters
-become views of the buffer, so a backward pass accumulates straight into `grad_RP`.
+Each run has its own learning rate, schedule, betas and clip; nothing couples the rows. Parameters and
+gradients are views of flat buffers, parameter by parameter, so that a backward pass accumulates in
+place; the update itself is done on (R, P) matrices.
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ from gradlab.config import OptimizerConfig
 
 
 class StackedAdamW:
-    """Holds theta_RP, grad_RP and the two moments; `state()` and `restore()` are exact."""
+    """Owns theta, gradient and the two moments; `state()` and `restore()` are exact."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], stacked: bool, configs: Sequence[OptimizerConfig], steps: Sequence[int]
+        self,
+        parameters: Sequence[nn.Parameter],
+        stacked: bool,
+        configs: Sequence[OptimizerConfig],
+        steps: Sequence[int],
     ) -> None:
         runs, device = len(configs), parameters[0].device
         self.configs, self.total_steps, self.updates = configs, steps, 0
-        shapes = [p.shape[1:] if stacked else p.shape for p in parameters]
-        size = sum(shape.numel() for shape in shapes)
-        self.theta_RP = torch.empty(runs, size, device=device)
-        self.grad_RP, self.m_RP, self.v_RP = (torch.zeros_like(self.theta_RP) for _ in range(3))
-        offset = 0
-        for parameter, shape in zip(parameters, shapes, strict=True):
-            part = slice(offset, offset + shape.numel())
-            self.theta_RP[:, part] = parameter.detach().reshape(runs, -1)
-            parameter.data = self.theta_RP[:, part].view(parameter.shape)
-            parameter.grad = self.grad_RP[:, part].view(parameter.shape)
-            offset += shape.numel()
+        assert stacked or runs == 1, (stacked, runs)
+        self.theta = torch.cat([p.detach().flatten() for p in parameters])
+        self.grad = torch.zeros_like(self.theta)
+        starts = [0, *torch.tensor([p.numel() for p in parameters]).cumsum(0).tolist()]
+        for parameter, start, end in zip(parameters, starts, starts[1:], strict=False):
+            parameter.data = self.theta[start:end].view(parameter.shape)
+            parameter.grad = self.grad[start:end].view(parameter.shape)
+        self.m_RP, self.v_RP = (torch.zeros(runs, self.theta.numel() // runs, device=device) for _ in range(2))
+        # Where entry [r, p] lies in the flat buffers: parameter by parameter, run by run inside.
+        blocks = [torch.arange(a, b, device=device).view(runs, -1) for a, b in zip(starts, starts[1:], strict=False)]
+        self._order_RP = torch.cat(blocks, dim=1) if runs > 1 else None
         self._beta1, self._beta2, self._eps, self._decay, self._clip = (
             torch.tensor(column, dtype=torch.float32, device=device).view(-1, 1)
             for column in zip(
@@ -48,34 +53,41 @@ class StackedAdamW:
         """The R learning rates of rollout `step` (0-based)."""
         return [scheduled_lr(c, step, total) for c, total in zip(self.configs, self.total_steps, strict=True)]
 
+    def by_run(self, flat: Tensor) -> Tensor:
+        """(R, P) of a flat buffer."""
+        return flat.view(1, -1) if self._order_RP is None else flat[self._order_RP]
+
     def zero_grad(self) -> None:
-        self.grad_RP.zero_()
+        self.grad.zero_()
 
     def gradient_norms(self) -> Tensor:
         """(R) norms before clipping."""
-        return self.grad_RP.norm(dim=1)
+        return self.by_run(self.grad).norm(dim=1)
 
     @torch.no_grad()
     def step(self, step: int, norm_R: Tensor) -> None:
         """Clip each run to its own max_grad_norm (as torch.nn.utils.clip_grad_norm_) and update."""
         self.updates += 1
-        lr = torch.tensor(self.learning_rates(step), device=self.theta_RP.device).view(-1, 1)
-        grad = self.grad_RP * (self._clip / (norm_R.view(-1, 1) + 1e-6)).clamp(max=1.0)
-        self.theta_RP.mul_(1 - lr * self._decay)
+        lr = torch.tensor(self.learning_rates(step), device=self.theta.device).view(-1, 1)
+        grad = self.by_run(self.grad) * (self._clip / (norm_R.view(-1, 1) + 1e-6)).clamp(max=1.0)
         self.m_RP.lerp_(grad, 1 - self._beta1)
         self.v_RP.mul_(self._beta2).add_((1 - self._beta2) * grad * grad)
         correction1 = 1 - self._beta1**self.updates
         correction2 = 1 - self._beta2**self.updates
         denominator = (self.v_RP / correction2).sqrt_().add_(self._eps)
-        self.theta_RP.sub_(lr / correction1 * self.m_RP / denominator)
+        theta = self.by_run(self.theta)
+        updated = theta * (1 - lr * self._decay) - lr / correction1 * self.m_RP / denominator
+        if self._order_RP is None:
+            self.theta.copy_(updated[0])
+        else:
+            self.theta[self._order_RP] = updated
 
     def state(self) -> dict[str, Tensor]:
-        updates = torch.tensor([self.updates])
-        return {"theta_RP": self.theta_RP, "m_RP": self.m_RP, "v_RP": self.v_RP, "updates": updates}
+        return {"theta": self.theta, "m_RP": self.m_RP, "v_RP": self.v_RP, "updates": torch.tensor([self.updates])}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        for name in ("theta_RP", "m_RP", "v_RP"):
+        for name in ("theta", "m_RP", "v_RP"):
             getattr(self, name).copy_(state[name])
         self.updates = int(state["updates"])
 

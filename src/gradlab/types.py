@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Outcome = Literal["right", "wrong", "unparseable", "graded"]
@@ -60,3 +62,23 @@ class Rollout:
     @property
     def completion_len_N(self) -> Tensor:
         return self.length_N - self.prompt_len_N
+
+
+@dataclass(frozen=True)
+class Scores:
+    """rewards_BK as the objectives gave them (NaN: does not apply), and their outcomes (None there)."""
+
+    rewards_BK: NDArray[np.float64]
+    outcomes_BK: list[list[Outcome | None]]
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """One run's B rows: example, completion, group (which prompt of the step), scores, advantages."""
+
+    examples: list[Example]
+    texts: list[str]
+    group_B: NDArray[np.int64]
+    scores: Scores
+    advantages_BK: NDArray[np.float64]
+    epoch: int

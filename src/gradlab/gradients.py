@@ -1,0 +1,136 @@
+"""The probe: per-row scores of the probed parameters, their Gram, and cosines of the objectives.
+
+On policy, objective k's policy gradient is sum_b a_bk s_b with s_b = sum_t w_bt d log pi(token bt):
+w_bt are the loss's own token weights, so the gradient measured is the one that trains. One backward
+of the unit gradient through the probed blocks yields every s_b; K enters only through small matrix
+products, gram_KK = a^T (s s^T) a. Clipping and KL belong to no objective and are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradlab.adapters import Adapter, ProbedLinear
+
+Array = NDArray[np.float64]
+
+
+class Probe:
+    """Collects the scores of one rollout, microbatch by microbatch."""
+
+    def __init__(self, adapter: Adapter, scope: str) -> None:
+        self.runs, self.scope = adapter.runs, scope
+        self.linears = adapter.probed(scope)
+        self._scores: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Within: a forward pass leaves each probed linear's input and output here."""
+
+        def remember(linear: ProbedLinear):
+            def hook(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                self._seen[linear.name] = (inputs[0].detach(), output)
+
+            return hook
+
+        handles = [linear.module.register_forward_hook(remember(linear)) for linear in self.linears]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def collect(self, hidden_MH: Tensor, unit_MH: Tensor, weight_M: Tensor, rows: Tensor, total_rows: int) -> None:
+        """Backward of sum_m weight_m log pi_m as far as the probed linears, and their per-row scores.
+
+        hidden_MH   hidden states with a graph, from a forward under `watch`
+        unit_MH     d log pi / d hidden of each token (`token_logp`)
+        weight_M    the loss's token weights
+        rows        the microbatch's rows in the rollout of `total_rows`
+        """
+        outputs = [self._seen[linear.name][1] for linear in self.linears]
+        upstream = unit_MH * weight_M[:, None].to(unit_MH.dtype)
+        gradients = torch.autograd.grad(hidden_MH, outputs, upstream, retain_graph=True)
+        with torch.no_grad():
+            for linear, dy in zip(self.linears, gradients, strict=True):
+                part = linear.score(self._seen[linear.name][0], dy)
+                if linear.name not in self._scores:
+                    self._scores[linear.name] = part.new_zeros(total_rows, part.shape[1])
+                self._scores[linear.name][rows] = part
+        self._seen.clear()
+
+    def layers(self) -> list[str]:
+        """Names along axis L: `last`, `all`, or each block's index."""
+        if self.scope != "per_layer":
+            return ["last" if self.scope == "last_block" else "all"]
+        return [str(layer) for layer in sorted({linear.layer for linear in self.linears})]
+
+    def scores(self, layer: str) -> Tensor:
+        """(R, B, P) per-row scores of one entry of `layers()`."""
+        chosen = [x.name for x in self.linears if self.scope != "per_layer" or str(x.layer) == layer]
+        score_NP = torch.cat([self._scores[name] for name in chosen], dim=1)
+        return score_NP.view(self.runs, -1, score_NP.shape[1])
+
+    def gram(self) -> Array:
+        """gram_RLBB in float64; empties the collection."""
+        grams = [torch.bmm(s, s.mT) for s in (self.scores(layer) for layer in self.layers())]
+        self._scores.clear()
+        return torch.stack(grams, dim=1).double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What a K x K Gram of gradients says. NaN: no signal."""
+
+    cosine_KK: Array
+    norm_K: Array
+    synergy_K: Array
+    conflict_fraction: float
+    undefined_pairs: int
+
+
+def objective_gram(gram_BB: Array, advantages_BK: Array) -> Array:
+    """gram_KK = a^T G a: inner products of the objectives' gradients.
+
+    A diagonal entry that is only rounding (below 1e-7 of what its rows could add up to) is set to NaN
+    with its row and column: that objective has no gradient here.
+    """
+    gram_KK = advantages_BK.T @ gram_BB @ advantages_BK
+    gram_KK = (gram_KK + gram_KK.T) / 2
+    reach_K = np.abs(advantages_BK).T @ np.sqrt(np.clip(np.diag(gram_BB), 0, None))
+    silent = np.diag(gram_KK) <= 1e-7 * reach_K**2
+    gram_KK[silent, :] = np.nan
+    gram_KK[:, silent] = np.nan
+    return gram_KK
+
+
+def conflict(gram_KK: Array, tau: float) -> Conflict:
+    """Cosines, norms, net synergy (mean cosine to the others) and the share of pairs below -tau."""
+    norm_K = np.sqrt(np.diag(gram_KK))
+    cosine = np.clip(gram_KK / np.outer(norm_K, norm_K), -1, 1)
+    others = np.where(np.eye(len(norm_K), dtype=bool), np.nan, cosine)
+    pairs = cosine[np.triu_indices(len(norm_K), 1)]
+    defined = pairs[~np.isnan(pairs)]
+    count_K = (~np.isnan(others)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        synergy_K = np.nansum(others, axis=1) / count_K
+    return Conflict(
+        cosine_KK=cosine,
+        norm_K=norm_K,
+        synergy_K=synergy_K,
+        conflict_fraction=float((defined < -tau).mean()) if len(defined) else float("nan"),
+        undefined_pairs=len(pairs) - len(defined),
+    )
+
+
+def numbers(values: Sequence[float] | Array) -> list[float | None]:
+    """JSON has no NaN: undefined is null."""
+    return [None if np.isnan(v) else float(v) for v in values]

@@ -1,0 +1,92 @@
+"""Rows of metrics.jsonl and samples.jsonl from a scored rollout. Undefined is null, never 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlab.config import RunConfig
+from gradlab.credit import Array, variance_share
+from gradlab.gradients import numbers
+from gradlab.runlog import per_objective
+from gradlab.types import ScoredRollout
+from gradlab.update import STATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OUTCOMES = ("right", "wrong", "unparseable", "graded")
+
+
+def metric_row(
+    names: list[str],
+    run: ScoredRollout,
+    weights_K: Array,
+    config: RunConfig,
+    stats_S: Tensor,
+    lengths_B: np.ndarray,
+    ended_B: np.ndarray,
+) -> dict[str, Any]:
+    """One run's metrics of one step; rewards as the objectives gave them."""
+    rewards_BK = run.scores.rewards_BK
+    present = ~np.isnan(rewards_BK)
+    count_K = present.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        mean_K = np.nansum(rewards_BK, axis=0) / count_K
+        spread_K = np.sqrt(np.nansum((rewards_BK - mean_K) ** 2, axis=0) / (count_K - 1.0))
+    spread_K = np.where(count_K > 1, spread_K, np.nan)
+    combined_B = run.advantages_BK @ weights_K
+    flat = [not combined_B[run.group_B == g].any() for g in np.unique(run.group_B)]
+    total = dict(zip(STATS, stats_S.tolist(), strict=True))
+    tokens, epochs = total["tokens"], config.algorithm.inner_epochs
+    outcomes = {
+        f"outcome/{name}/{outcome}": sum(row[k] == outcome for row in run.scores.outcomes_BK)
+        for k, name in enumerate(names)
+        for outcome in OUTCOMES
+    }
+    return {
+        "reward_mean": float(np.nansum(rewards_BK * weights_K, axis=1).mean()),
+        **per_objective("reward_mean", names, mean_K),
+        **per_objective("reward_std", names, spread_K),
+        **{f"reward_n/{name}": int(n) for name, n in zip(names, count_K, strict=True)},
+        **outcomes,
+        **per_objective("advantage_variance_share", names, variance_share(run.advantages_BK, weights_K)),
+        "zero_variance_group_fraction": float(np.mean(flat)),
+        "kl_nats_per_token": total["kl"] / tokens if config.algorithm.beta else None,
+        "entropy_nats_per_token": total["entropy"] / tokens,
+        "clip_fraction": total["clipped"] / (tokens * epochs),
+        "ratio_mean": total["ratio"] / (tokens * epochs),
+        "loss": total["loss"],
+        "completion_tokens_mean": float(lengths_B.mean()),
+        "ended_fraction": float(ended_B.mean()),
+    }
+
+
+def sample_rows(
+    step: int, names: list[str], run: ScoredRollout, lengths_B: np.ndarray, ended_B: np.ndarray
+) -> list[dict[str, Any]]:
+    """Every completion of the step with what was said of it."""
+    return [
+        {
+            "step": step,
+            "row": b,
+            "group": int(run.group_B[b]),
+            "example": example.id,
+            "task": example.task,
+            "prompt": example.prompt,
+            "completion": text,
+            "ended": bool(ended_B[b]),
+            "completion_tokens": int(lengths_B[b]),
+            "rewards": dict(zip(names, numbers(run.scores.rewards_BK[b]), strict=True)),
+            "outcomes": dict(zip(names, run.scores.outcomes_BK[b], strict=True)),
+            "advantages": dict(zip(names, map(float, run.advantages_BK[b]), strict=True)),
+        }
+        for b, (example, text) in enumerate(zip(run.examples, run.texts, strict=True))
+    ]
+
+
+def sample_line(step: int, row: dict[str, Any]) -> str:
+    """`[Sample @ step] prompt -> completion (scores)`, one line whatever the text holds."""
+    scores = ", ".join(f"{k} {v:.3g}" for k, v in row["rewards"].items() if v is not None)
+    return f"[Sample @ {step}] {row['prompt']!r} -> {row['completion']!r} ({scores})"

@@ -1,0 +1,82 @@
+"""What a run writes while it trains, in its work folder; published whole at the end.
+
+Files only grow, and a checkpoint stores their lengths: a resume cuts them back, so that no step is
+missing or doubled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradlab.gradients import Array, Conflict, numbers
+from gradlab.store import atomic
+
+GROWING = ("metrics.jsonl", "samples.jsonl", "probe/probe.jsonl", "train.log")
+
+
+class RunLog:
+    """The growing files of one run below `folder`."""
+
+    def __init__(self, folder: Path, sizes: dict[str, int] | None) -> None:
+        self.folder = folder
+        (folder / "probe").mkdir(parents=True, exist_ok=True)
+        for name in GROWING:
+            (folder / name).touch()
+            os.truncate(folder / name, (sizes or {}).get(name, 0))
+
+    def sizes(self) -> dict[str, int]:
+        return {name: (self.folder / name).stat().st_size for name in GROWING}
+
+    def _append(self, name: str, text: str) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as handle:
+            handle.write(text)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        self._append("metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        self._append("samples.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def text(self, line: str) -> None:
+        self._append("train.log", line + "\n")
+
+    def probe(self, step: int, header: dict[str, Any], layers: list[str], conflicts: list[Conflict],
+              arrays: dict[str, Any]) -> None:
+        """One probed step: the Gram and what it was made of (npz), a matrix for people (csv), rows for machines."""
+        names = header["objectives"]
+        with atomic(self.folder / "probe" / f"gram_step{step:04d}.npz") as path, open(path, "wb") as handle:
+            np.savez_compressed(handle, layers=np.array(layers), objectives=np.array(names), **arrays)
+        table = [",".join(["layer", "objective", *names])]
+        for layer, found in zip(layers, conflicts, strict=True):
+            for name, cosines in zip(names, found.cosine_KK, strict=True):
+                table.append(",".join([layer, name, *("" if np.isnan(c) else f"{c:.6g}" for c in cosines)]))
+            self._append("probe/probe.jsonl", json.dumps(
+                {
+                    "step": step,
+                    "layer": layer,
+                    **header,
+                    "cosine": [numbers(row) for row in found.cosine_KK],
+                    "norm": dict(zip(names, numbers(found.norm_K), strict=True)),
+                    "net_synergy": dict(zip(names, numbers(found.synergy_K), strict=True)),
+                    "conflict_fraction": numbers([found.conflict_fraction])[0],
+                    "n_undefined_pairs": found.undefined_pairs,
+                }, allow_nan=False) + "\n")
+        with atomic(self.folder / "probe" / f"cosine_step{step:04d}.csv") as path:
+            path.write_text("\n".join(table) + "\n")
+
+    def publish(self, run_dir: Path) -> None:
+        """Copy everything to the run's folder, each file whole or not at all."""
+        for source in sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            with atomic(run_dir / source.relative_to(self.folder)) as path:
+                shutil.copyfile(source, path)
+
+
+def per_objective(prefix: str, names: list[str], values: Array | list[float]) -> dict[str, float | None]:
+    """`{prefix}/{objective}` for each objective; undefined is null."""
+    return {f"{prefix}/{name}": value for name, value in zip(names, numbers(values), strict=True)}

@@ -13,18 +13,24 @@ from gradlab.registry import unknown
 M = TypeVar("M", bound=BaseModel)
 
 
-def dotted_keys(annotation: Any, prefix: str = "") -> Iterator[str]:
-    """Every settable key of a model, dotted: `optimizer.lr`; `<name>` stands for a key the user chooses."""
+def branches(annotation: Any) -> tuple[list[type[BaseModel]], str]:
+    """The models that a field holds (several: a union) and what a key adds to reach them: `` or `.<name>`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            yield from dotted_keys(field.annotation, f"{prefix}.{name}" if prefix else name)
-    elif get_origin(annotation) is dict:
-        yield from dotted_keys(get_args(annotation)[1], f"{prefix}.<name>")
-    elif any(isinstance(arg, type) and issubclass(arg, BaseModel) for arg in get_args(annotation)):
-        for arg in get_args(annotation):  # a union of models: the keys of all
-            yield from dotted_keys(arg, prefix)
-    else:
-        yield prefix
+        return [annotation], ""
+    args = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return branches(args[1])[0], ".<name>"
+    return [arg for arg in args if isinstance(arg, type) and issubclass(arg, BaseModel)], ""
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every settable key of a model, dotted: `optimizer.lr`; `<name>` stands for a key the user chooses."""
+    for name, field in model.model_fields.items():
+        inner, step = branches(field.annotation)
+        if not inner:
+            yield f"{prefix}{name}{step}"
+        for branch in inner:
+            yield from dotted_keys(branch, f"{prefix}{name}{step}.")
 
 
 def unknown_key(key: str, model: type[BaseModel]) -> str | None:
@@ -33,11 +39,14 @@ def unknown_key(key: str, model: type[BaseModel]) -> str | None:
     known = []
     for pattern in dict.fromkeys(dotted_keys(model)):
         names = pattern.split(".")
-        filled = [part if name == "<name>" else name for name, part in zip(names, parts, strict=False)]
-        if filled == parts[: len(names)] and (len(parts) <= len(names) or names[-1] == "<name>"):
+        for i, (name, part) in enumerate(zip(names, parts, strict=False)):
+            if name == "<name>" and names[:i] == parts[:i]:
+                names[i] = part
+        if names[: len(parts)] == parts[: len(names)] and (len(parts) <= len(names) or pattern.endswith("<name>")):
             return None
-        known.append(".".join(filled + names[len(filled) :]))
-    near = [k for k in known if k.split(".")[-1] == parts[-1]] or difflib.get_close_matches(key, known, n=1)
+        known.append(".".join(names))
+    candidates = dict.fromkeys([*known, *(".".join(k.split(".")[: len(parts)]) for k in known)])
+    near = [k for k in known if k.split(".")[-1] == parts[-1]] or difflib.get_close_matches(key, candidates, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "docs/CONFIG.md lists all keys."
     return f"{key}: expected a known key; found {key!r}. {hint}"
 
@@ -49,7 +58,10 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel]) -> list
         key = ".".join(_location(item["loc"]))
         path = ".".join(part for part in (prefix, key) if part)
         if item["type"] == "extra_forbidden":
-            missing = unknown_key(key, model) or f"{key}: expected no such key beside the others. Remove it."
+            missing = unknown_key(key, model) or (
+                f"{key}: expected a key that goes with the other values of {key.rpartition('.')[0]!r}; "
+                f"found {item['loc'][-1]!r}, a key of another choice. Remove it."
+            )
             line = f"{prefix}.{missing}" if prefix else missing
         else:
             line = _sentence(path, item["type"], item["msg"], item["input"], item.get("ctx", {}))
@@ -79,7 +91,7 @@ def _sentence(path: str, kind: str, message: str, found: Any, context: dict[str,
         return f"{path}: {text}" if path else text
     if kind in ("missing", "union_tag_not_found"):
         key = f"{path}.{context['discriminator'].strip(chr(39))}" if "discriminator" in context else path
-        return f"{key}: expected a value; found none. It has no default: set it under `fixed` or `grid`."
+        return f"{key}: expected a value; found none. It has no default: set it."
     if kind == "union_tag_invalid":
         names = [name.strip(" '") for name in context["expected_tags"].split(",")]
         return unknown(f"{path}.{context['discriminator'].strip(chr(39))}", context["tag"], names)

@@ -12,11 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import ValidationError
-
 import gradlab.objectives  # noqa: F401  (fills the registry)
 from gradlab.config import BaseConfig, EvaluationConfig, ObjectiveConfig, PlacementConfig, RunConfig
-from gradlab.explain import explain
 from gradlab.objectives.base import OBJECTIVES, build
 from gradlab.registry import unknown
 from gradlab.store import canonical, digest
@@ -69,11 +66,7 @@ def specification(config: RunConfig, base: BaseConfig | None) -> str:
         kind = objective.kind or label
         if kind not in OBJECTIVES.names():
             raise ValueError(unknown(f"objectives.{label}", kind, OBJECTIVES.names()))
-        try:
-            params = build(label, objective).model_dump(mode="json", exclude_defaults=True)
-        except ValidationError as error:
-            lines = explain(error, f"objectives.{label}.params", OBJECTIVES[kind])
-            raise ValueError("\n".join(lines)) from None
+        params = build(label, objective).model_dump(mode="json", exclude_defaults=True)
         objectives[label] = ObjectiveConfig(
             kind=None if kind == label else kind, weight=objective.weight, params=params
         )
@@ -83,9 +76,10 @@ def specification(config: RunConfig, base: BaseConfig | None) -> str:
     trained = config.model_copy(
         update={"objectives": objectives, "placement": PlacementConfig(), "evaluation": EvaluationConfig()}
     )
+    checks: dict[str, Any] = {"bands": {}, "heldout": ()}  # they judge the base and leave its weights alone
     spec = {
         "run": trained.model_dump(mode="json", exclude_defaults=True),
-        "base": base.model_dump(mode="json", exclude_defaults=True) if base else None,
+        "base": base.model_copy(update=checks).model_dump(mode="json", exclude_defaults=True) if base else None,
         "versions": {part: version for part, version in versions.items() if version != 1},
     }
     return canonical({key: value for key, value in spec.items() if value})
@@ -112,8 +106,9 @@ def varying(config: RunConfig, keys: Iterable[str]) -> dict[str, Any]:
 
 def run_id(config: RunConfig, variant: str, varies: dict[str, Any], spec: str) -> str:
     """Like `grpo_lora_r4_lr3e-4_b0.02_s42-1a2b3c4d`, safe as a folder name."""
+    shown = ("variant", "algorithm.name", "adapter.kind")
     parts = [config.algorithm.name, config.adapter.kind, *([variant] if variant else [])]
-    parts += [_label(key) + _text(v) for key, v in varies.items() if key not in ("algorithm.name", "adapter.kind")]
+    parts += [_label(key) + _text(v) for key, v in varies.items() if key not in shown]
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts))[:SLUG_LIMIT]
     return f"{slug}-{digest(json.loads(spec))}"
 

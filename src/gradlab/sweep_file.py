@@ -97,8 +97,9 @@ def override(sweep: SweepConfig, fixed: Mapping[str, Any], grid: Mapping[str, An
     fixed = dict(flatten(fixed))
     axes = {**sweep.grid, **grid}
     axes |= {key: [value] for key, value in fixed.items() if key in axes}
+    chosen = {**sweep.fixed, **fixed}
     replaced = {
-        "fixed": {key: value for key, value in {**sweep.fixed, **fixed}.items() if key not in axes},
+        "fixed": {key: value for key, value in chosen.items() if key not in {*grid, *(fixed.keys() & axes.keys())}},
         "grid": axes,
         "variants": {
             name: {key: fixed.get(key, value) for key, value in values.items()}

@@ -36,7 +36,8 @@ class AdapterConfig(Frozen):
     alpha: float = Field(16.0, gt=0)
     """LoRA scale: the update is alpha / rank * B A."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Module names that receive LoRA, as in PEFT's target_modules; each must match. all-linear: every linear but the LM head."""
+    """Module names that receive LoRA, as in PEFT's target_modules; each must match.
+    all-linear: every linear but the LM head."""
 
 
 class AlgorithmBase(Frozen):
@@ -47,7 +48,8 @@ class AlgorithmBase(Frozen):
     inner_epochs: int = Field(1, ge=1)
     """Optimizer steps on each rollout."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "sequence"] = "grpo"
-    """Token weights. grpo: mean over tokens, then rows; dapo: over all tokens of the batch; dr_grpo: over rows * max_new_tokens; sequence: sum over tokens, mean over rows."""
+    """Token weights. grpo: mean over tokens, then rows; dapo: over all tokens of the batch;
+    dr_grpo: over rows * max_new_tokens; sequence: sum over tokens, mean over rows."""
 
 
 class GRPO(AlgorithmBase):
@@ -217,7 +219,7 @@ class BaseConfig(Frozen):
     family: Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"] = "llama"
     """Architecture."""
     vocab_size: int = Field(1024, ge=64)
-    """Entries of the tokenizer that is trained on the corpus."""
+    """Most entries of the tokenizer that is trained on the corpus."""
     hidden_size: int = Field(128, ge=8)
     """Width."""
     intermediate_size: int = Field(384, ge=8)
@@ -231,14 +233,37 @@ class BaseConfig(Frozen):
     context: int = Field(512, ge=32)
     """Longest sequence, prompt and completion."""
     corpus: tuple[str, ...]
-    """JSONL files of documents to train on."""
+    """JSONL files of documents to train on: `prompt` followed by `completion`, or by `chosen` and by `rejected`."""
+    heldout: tuple[str, ...] = ()
+    """JSONL files of prompts on which the base rates are measured."""
     steps: int = Field(1500, ge=0)
     """Optimizer steps; 0: random weights."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Tokens a step."""
+    batch_tokens: int = Field(2048, ge=1)
+    """Tokens a step, padding included. Must be a multiple of row_tokens."""
+    row_tokens: int = Field(128, ge=2)
+    """Length of a row, into which several whole documents are packed; none may be longer."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate (AdamW, cosine to a tenth)."""
     seed: int = Field(0, ge=0)
-    """Seed of weights and data order."""
+    """Seed of weights, data order and of the sampling that measures the base rates."""
     bands: dict[str, tuple[float, float]] = {}
     """Base rates that the model must meet on held-out prompts, as name: [low, high]; outside: error."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BaseConfig:
+        for name, value, divisor_name, divisor in (
+            ("hidden_size", self.hidden_size, "2 * num_heads", 2 * self.num_heads),
+            ("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads),
+            ("batch_tokens", self.batch_tokens, "row_tokens", self.row_tokens),
+        ):
+            if value % divisor:
+                raise ValueError(
+                    f"{name}: expected a multiple of {divisor_name}={divisor}; found {value}. "
+                    f"Try {_nearest_multiple(value, divisor)}."
+                )
+        if self.row_tokens > self.context:
+            raise ValueError(f"row_tokens: expected at most context={self.context}; found {self.row_tokens}.")
+        for name, (low, high) in self.bands.items():
+            if low > high:
+                raise ValueError(f"bands.{name}: expected [low, high] with low <= high; found [{low}, {high}].")
+        return self

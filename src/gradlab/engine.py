@@ -7,7 +7,6 @@ datasets, gradient accumulation across rollouts, vLLM, mixed precision, callback
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from gradlab import checkpoint, data, models
 from gradlab.adapters import attach
+from gradlab.clock import Clock
 from gradlab.config import RunConfig
 from gradlab.credit import CreditState, credit
 from gradlab.gradients import Probe, conflict, objective_gram
@@ -107,7 +107,6 @@ class Trainer:
         batch = Batch.of(rollout, microbatches, advantage_N, self.configs)
         every = self.shape.probe.every
         probe = Probe(self.adapter, self.shape.probe.scope) if every and step % every == 0 else None
-        stats_SR = None
         for inner in range(self.shape.algorithm.inner_epochs):
             self.optimizer.zero_grad()
             found_SR, gap_R = accumulate(self.adapter, batch, first=inner == 0, probe=probe if inner == 0 else None)
@@ -124,7 +123,9 @@ class Trainer:
         if probe is not None:
             self._write_probe(step, probe, scored)
         clock.lap("probe")
-        self._log(step, rollout, scored, stats_SR.cpu(), first_norm_R.cpu(), first_gap_R.cpu(), clock, probe is not None)
+        self._log(
+            step, rollout, scored, stats_SR.cpu(), first_norm_R.cpu(), first_gap_R.cpu(), clock, probe is not None
+        )
 
     def _sample(self, step: int) -> tuple[Rollout, list[tuple[list[Example], int]]]:
         shape = self.shape.rollout
@@ -144,7 +145,7 @@ class Trainer:
         return rollout, prompts
 
     def _score(self, rollout: Rollout, prompts: list[tuple[list[Example], int]]) -> list[ScoredRollout]:
-        texts = decode(self.lm, rollout)
+        texts = self.lm.decode(rollout)
         size, generations = self.shape.rollout.batch_size, self.shape.rollout.num_generations
         group_B = np.repeat(np.arange(size // generations), generations)
         scored = []
@@ -162,11 +163,17 @@ class Trainer:
         if not bool(sound.all()):
             run = int((~sound).nonzero()[0])
             self.save()
-            write_json(self.work[run] / "diverged.json", {
-                "step": step, "inner_epoch": inner,
-                "rows": [{"example": e.id, "completion": t} for e, t in
-                         zip(scored[run].examples, scored[run].texts, strict=True)],
-            })
+            write_json(
+                self.work[run] / "diverged.json",
+                {
+                    "step": step,
+                    "inner_epoch": inner,
+                    "rows": [
+                        {"example": e.id, "completion": t}
+                        for e, t in zip(scored[run].examples, scored[run].texts, strict=True)
+                    ],
+                },
+            )
             raise TrainingDiverged(
                 f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored[run].texts) - 1}: "
                 f"expected a finite loss and gradient; found loss {stats_SR[STATS.index('loss'), run]:.4g} and "
@@ -189,9 +196,7 @@ class Trainer:
         for gram_LBB, run, log, objectives, config in zip(
             probe.gram(), scored, self.logs, self.objectives, self.configs, strict=True
         ):
-            conflicts = [
-                conflict(objective_gram(gram_BB, run.advantages_BK), config.probe.tau) for gram_BB in gram_LBB
-            ]
+            conflicts = [conflict(objective_gram(gram_BB, run.advantages_BK), config.probe.tau) for gram_BB in gram_LBB]
             header = {
                 "scope": config.probe.scope,
                 "space": self.adapter.space,
@@ -199,12 +204,18 @@ class Trainer:
                 "objectives": list(objectives),
                 "tau": config.probe.tau,
             }
-            log.probe(step, header, layers, conflicts, {
-                "gram_LBB": gram_LBB.astype(np.float32),
-                "advantages_BK": run.advantages_BK,
-                "rewards_BK": run.scores.rewards_BK,
-                "group_B": run.group_B,
-            })
+            log.probe(
+                step,
+                header,
+                layers,
+                conflicts,
+                {
+                    "gram_LBB": gram_LBB.astype(np.float32),
+                    "advantages_BK": run.advantages_BK,
+                    "rewards_BK": run.scores.rewards_BK,
+                    "group_B": run.group_B,
+                },
+            )
 
     def _log(self, step, rollout, scored, stats_SR, norm_R, gap_R, clock, probed) -> None:
         size = self.shape.rollout.batch_size
@@ -219,15 +230,17 @@ class Trainer:
                 log.samples(rows)
                 if step % config.logging_steps == 0:
                     log.text(sample_line(step, rows[0]))
-            log.metrics({
-                "step": step,
-                "epoch": run.epoch,
-                **metric_row(names, run, self.weights[r], config, stats_SR[:, r], run_lengths, run_ended),
-                "grad_norm": float(norm_R[r]),
-                "lr": rates[r],
-                "sampler_logp_gap_max_nats": float(gap_R[r]),
-                **clock.seconds(),
-            })
+            log.metrics(
+                {
+                    "step": step,
+                    "epoch": run.epoch,
+                    **metric_row(names, run, self.weights[r], config, stats_SR[:, r], run_lengths, run_ended),
+                    "grad_norm": float(norm_R[r]),
+                    "lr": rates[r],
+                    "sampler_logp_gap_max_nats": float(gap_R[r]),
+                    **clock.seconds(),
+                }
+            )
 
     def save(self) -> None:
         """One checkpoint file in the first run's work folder; the pack's others stand in it too."""
@@ -246,31 +259,6 @@ class Trainer:
         self.next_step = found.next_step
         for log in self.logs:
             log.text(f"resumed at step {self.next_step}")
-
-
-class Clock:
-    """Seconds by phase; on a GPU a lap waits for its kernels."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda, self.laps = device.type == "cuda", {}
-        self.start = self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps[phase], self.last = now - self.last, now
-
-    def seconds(self) -> dict[str, float]:
-        laps = {f"seconds/{phase}": seconds for phase, seconds in self.laps.items()}
-        return {**laps, "seconds/step": time.perf_counter() - self.start}
-
-
-def decode(lm: models.LanguageModel, rollout: Rollout) -> list[str]:
-    """Completion texts without the ending EOS or other special tokens; one transfer for all rows."""
-    ids, first, last = rollout.ids_NT.tolist(), rollout.prompt_len_N.tolist(), rollout.length_N.tolist()
-    parts = [row[a:b] for row, a, b in zip(ids, first, last, strict=True)]
-    return lm.tokenizer.batch_decode(parts, skip_special_tokens=True)
 
 
 def check_pack(configs: Sequence[RunConfig]) -> None:
@@ -293,4 +281,6 @@ def check_pack(configs: Sequence[RunConfig]) -> None:
     for config in configs[1:]:
         for (name, expected), found in zip(shared(configs[0]).items(), shared(config).values(), strict=True):
             if found != expected:
-                raise ValueError(f"{name}: expected {expected} as in the pack's first run; found {found}. Do not pack them.")
+                raise ValueError(
+                    f"{name}: expected {expected} as in the pack's first run; found {found}. Do not pack them."
+                )

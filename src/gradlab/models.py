@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from gradlab.config import ModelConfig
-from gradlab.types import Example
+from gradlab.types import Example, Rollout
 
 # Families whose last-hidden-state-times-LM-head form and module names are tested here.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -57,6 +58,12 @@ class LanguageModel:
         """
         return self.backbone(input_ids=ids_NT, use_cache=False).last_hidden_state
 
+    def decode(self, rollout: Rollout) -> list[str]:
+        """Completion texts without EOS and other special tokens; one transfer for all rows."""
+        ids, first, last = rollout.ids_NT.tolist(), rollout.prompt_len_N.tolist(), rollout.length_N.tolist()
+        parts = [row[a:b] for row, a, b in zip(ids, first, last, strict=True)]
+        return self.tokenizer.batch_decode(parts, skip_special_tokens=True)
+
 
 def resolve(model_id: str, bases: str | Path) -> str:
     """A path or hub id for `model.id`; `base/<name>` lies in the folder `bases`.
@@ -92,7 +99,7 @@ def load(config: ModelConfig, bases: str | Path = "results/base", device: str = 
         **({"device_map": {"": place}} if config.quantize != "none" else {}),
     )
     if config.quantize == "none":
-        model.to(place)
+        model.to(place)  # type: ignore[arg-type]  # the decorated method loses its type
     return wrap(model, tokenizer)
 
 
@@ -155,10 +162,10 @@ def encode_prompt(lm: LanguageModel, example: Example, chat_template: bool) -> l
             raise ValueError(
                 "model.chat_template: expected a tokenizer with a chat template; found none. Set it to false."
             )
-        ids = lm.tokenizer.apply_chat_template(
+        templated: Any = lm.tokenizer.apply_chat_template(
             [{"role": "user", "content": example.prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
         )
-        return list(ids)
+        return list(templated)
     ids = list(lm.tokenizer(example.prompt)["input_ids"])
     while ids and ids[-1] in lm.eos_ids:
         ids.pop()

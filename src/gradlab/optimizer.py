@@ -8,6 +8,7 @@ place; the update itself is done on (R, P) matrices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class StackedAdamW:
             parameter.grad = self.grad[start:end].view(parameter.shape)
         self.m_RP, self.v_RP = (torch.zeros(runs, self.theta.numel() // runs, device=device) for _ in range(2))
         # Where entry [r, p] lies in the flat buffers: parameter by parameter, run by run inside.
-        blocks = [torch.arange(a, b, device=device).view(runs, -1) for a, b in zip(starts, starts[1:], strict=False)]
+        blocks = [torch.arange(a, b, device=device).view(runs, -1) for a, b in pairwise(starts)]
         self._order_RP = torch.cat(blocks, dim=1) if runs > 1 else None
         self._beta1, self._beta2, self._eps, self._decay, self._clip = (
             torch.tensor(column, dtype=torch.float32, device=device).view(-1, 1)

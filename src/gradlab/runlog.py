@@ -46,8 +46,9 @@ class RunLog:
     def text(self, line: str) -> None:
         self._append("train.log", line + "\n")
 
-    def probe(self, step: int, header: dict[str, Any], layers: list[str], conflicts: list[Conflict],
-              arrays: dict[str, Any]) -> None:
+    def probe(
+        self, step: int, header: dict[str, Any], layers: list[str], conflicts: list[Conflict], arrays: dict[str, Any]
+    ) -> None:
         """One probed step: the Gram and what it was made of (npz), a matrix for people (csv), rows for machines."""
         names = header["objectives"]
         with atomic(self.folder / "probe" / f"gram_step{step:04d}.npz") as path, open(path, "wb") as handle:
@@ -56,17 +57,23 @@ class RunLog:
         for layer, found in zip(layers, conflicts, strict=True):
             for name, cosines in zip(names, found.cosine_KK, strict=True):
                 table.append(",".join([layer, name, *("" if np.isnan(c) else f"{c:.6g}" for c in cosines)]))
-            self._append("probe/probe.jsonl", json.dumps(
-                {
-                    "step": step,
-                    "layer": layer,
-                    **header,
-                    "cosine": [numbers(row) for row in found.cosine_KK],
-                    "norm": dict(zip(names, numbers(found.norm_K), strict=True)),
-                    "net_synergy": dict(zip(names, numbers(found.synergy_K), strict=True)),
-                    "conflict_fraction": numbers([found.conflict_fraction])[0],
-                    "n_undefined_pairs": found.undefined_pairs,
-                }, allow_nan=False) + "\n")
+            self._append(
+                "probe/probe.jsonl",
+                json.dumps(
+                    {
+                        "step": step,
+                        "layer": layer,
+                        **header,
+                        "cosine": [numbers(row) for row in found.cosine_KK],
+                        "norm": dict(zip(names, numbers(found.norm_K), strict=True)),
+                        "net_synergy": dict(zip(names, numbers(found.synergy_K), strict=True)),
+                        "conflict_fraction": numbers([found.conflict_fraction])[0],
+                        "n_undefined_pairs": found.undefined_pairs,
+                    },
+                    allow_nan=False,
+                )
+                + "\n",
+            )
         with atomic(self.folder / "probe" / f"cosine_step{step:04d}.csv") as path:
             path.write_text("\n".join(table) + "\n")
 

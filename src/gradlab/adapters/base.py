@@ -50,7 +50,7 @@ class Adapter(ABC):
     space: str  # in which a gradient cosine is taken: "factors" or "weights"
     stacked: bool
 
-    def __init__(self, lm: LanguageModel, configs: Sequence[AdapterConfig]) -> None:
+    def __init__(self, lm: LanguageModel, configs: Sequence[AdapterConfig], seeds: Sequence[int]) -> None:
         self.lm, self.configs = lm, tuple(configs)
 
     @property
@@ -61,7 +61,7 @@ class Adapter(ABC):
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters, in the order of axis P."""
 
-    def keep_reference(self) -> None:
+    def keep_reference(self) -> None:  # noqa: B027 nothing to keep is the ordinary case
         """Called once before training when something is measured against the reference."""
 
     @abstractmethod

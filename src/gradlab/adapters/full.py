@@ -34,7 +34,7 @@ class Full(Adapter):
     stacked = False
 
     def __init__(self, lm: LanguageModel, configs: Sequence[AdapterConfig], seeds: Sequence[int]) -> None:
-        super().__init__(lm, configs)
+        super().__init__(lm, configs, seeds)
         if len(configs) != 1:
             raise ValueError(f"adapter.kind: expected one `full` run a process; found a pack of {len(configs)}")
         lm.model.requires_grad_(True)

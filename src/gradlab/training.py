@@ -1,0 +1,40 @@
+"""One run from its configuration to its folder: lock, load, train or resume, publish."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from gradlab import models
+from gradlab.config import RunConfig
+from gradlab.engine import Trainer
+from gradlab.provenance import provenance
+from gradlab.store import atomic_folder, canonical, digest, write_json, writer_lock
+
+
+def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
+    """Train `config` and write the folder that docs/ARCHITECTURE.md describes.
+
+    Checkpoints and growing files stand in `work` until the end; a run stopped anywhere resumes from
+    there. `config.json` is written last: with it the folder is whole. Raises RuntimeError when another process
+    holds `work` or training diverges, ValueError for input that does not fit.
+    """
+    run_dir, work = Path(run_dir), Path(work)
+    torch.set_num_threads(config.placement.threads)
+    with writer_lock(work):
+        lm = models.load(config.model, bases, config.placement.device)
+        spec = canonical(config.model_dump(mode="json", exclude={"placement", "evaluation"}))
+        trainer = Trainer([config], [spec], [work], lm)
+        trainer.train()
+        for name in ("probe", "config.json"):  # what an earlier configuration left
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with atomic_folder(run_dir / "adapter") as folder:
+            trainer.adapter.save(0, folder)
+        trainer.logs[0].publish(run_dir)
+        write_json(run_dir / "provenance.json", provenance(digest(spec), config.seed, lm.device))
+        write_json(run_dir / "config.json", config.model_dump(mode="json"))
+        shutil.rmtree(work / "log")
+        (work / "checkpoint.safetensors").unlink()

@@ -21,6 +21,11 @@ class Clock:
         now = time.perf_counter()
         self.laps[phase], self.last = now - self.last, now
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count `seconds` of one phase to another, which ran inside it."""
+        self.laps[source] -= seconds
+        self.laps[target] += seconds
+
     def seconds(self) -> dict[str, float]:
         laps = {f"seconds/{phase}": seconds for phase, seconds in self.laps.items()}
         return {**laps, "seconds/step": time.perf_counter() - self.start}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Trainer:
         clock = Clock(self.lm.device)
         rollout, prompts = self._sample(step)
         clock.lap("sample")
-        scored = self._score(rollout, prompts)
+        # Baselines advance on copies: until the update is done, the trainer's state is that of the last step.
+        states = [replace(state) for state in self.credit_states]
+        scored = self._score(step, rollout, prompts, states)
         clock.lap("score")
         combined = np.concatenate([s.advantages_BK @ w for s, w in zip(scored, self.weights, strict=True)])
         advantage_N = torch.from_numpy(combined).float().to(self.lm.device)
@@ -120,9 +123,11 @@ class Trainer:
             self._check(step, inner, found_SR, norm_R, gap_R, scored)
             self.optimizer.step(step, norm_R)
         clock.lap("forward_backward")
+        self.credit_states = states
         if probe is not None:
             self._write_probe(step, probe, scored)
-        clock.lap("probe")
+            clock.lap("probe")
+            clock.move("forward_backward", "probe", probe.seconds)
         self._log(
             step, rollout, scored, stats_SR.cpu(), first_norm_R.cpu(), first_gap_R.cpu(), clock, probe is not None
         )
@@ -144,7 +149,9 @@ class Trainer:
         )
         return rollout, prompts
 
-    def _score(self, rollout: Rollout, prompts: list[tuple[list[Example], int]]) -> list[ScoredRollout]:
+    def _score(
+        self, step: int, rollout: Rollout, prompts: list[tuple[list[Example], int]], states: list[CreditState]
+    ) -> list[ScoredRollout]:
         texts = self.lm.decode(rollout)
         size, generations = self.shape.rollout.batch_size, self.shape.rollout.num_generations
         group_B = np.repeat(np.arange(size // generations), generations)
@@ -152,8 +159,12 @@ class Trainer:
         for r, (config, (examples, epoch)) in enumerate(zip(self.configs, prompts, strict=True)):
             rows = [examples[g] for g in group_B]
             own = texts[r * size : (r + 1) * size]
-            scores = score(self.objectives[r], rows, own)
-            advantages = credit(scores.rewards_BK, group_B, self.weights[r], config.algorithm, self.credit_states[r])
+            try:
+                scores = score(self.objectives[r], rows, own)
+            except ValueError as error:
+                self.save()
+                raise ValueError(f"step {step}: {error}. The state before the step is in {self.work[0]}.") from error
+            advantages = credit(scores.rewards_BK, group_B, self.weights[r], config.algorithm, states[r])
             scored.append(ScoredRollout(rows, own, group_B, scores, advantages, epoch))
         return scored
 
@@ -162,23 +173,18 @@ class Trainer:
         sound = torch.isfinite(stats_SR[STATS.index("loss")]) & torch.isfinite(norm_R)
         if not bool(sound.all()):
             run = int((~sound).nonzero()[0])
-            self.save()
+            if inner == 0:  # later inner epochs have moved the parameters: the last checkpoint stays
+                self.save()
+            rows = zip(scored[run].examples, scored[run].texts, strict=True)
             write_json(
                 self.work[run] / "diverged.json",
-                {
-                    "step": step,
-                    "inner_epoch": inner,
-                    "rows": [
-                        {"example": e.id, "completion": t}
-                        for e, t in zip(scored[run].examples, scored[run].texts, strict=True)
-                    ],
-                },
+                {"step": step, "inner_epoch": inner, "rows": [{"example": e.id, "completion": t} for e, t in rows]},
             )
             raise TrainingDiverged(
                 f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored[run].texts) - 1}: "
                 f"expected a finite loss and gradient; found loss {stats_SR[STATS.index('loss'), run]:.4g} and "
-                f"gradient norm {norm_R[run]:.4g}. The state before step {step} and the rows are in "
-                f"{self.work[run]}. Lower optimizer.lr or optimizer.max_grad_norm, or look at diverged.json."
+                f"gradient norm {norm_R[run]:.4g}. A checkpoint and the rows (diverged.json) are in {self.work[run]}. "
+                "Lower optimizer.lr or optimizer.max_grad_norm."
             )
         if not self.gate_open:
             limit = GATE_NATS[self.lm.head_weight.dtype]

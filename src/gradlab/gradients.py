@@ -9,6 +9,7 @@ products, gram_KK = a^T (s s^T) a. Clipping and KL belong to no objective and ar
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Probe:
         self.linears = adapter.probed(scope)
         self._scores: dict[str, Tensor] = {}
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self.seconds = 0.0
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -56,6 +58,7 @@ class Probe:
         weight_M    the loss's token weights
         rows        the microbatch's rows in the rollout of `total_rows`
         """
+        start = time.perf_counter()
         outputs = [self._seen[linear.name][1] for linear in self.linears]
         upstream = unit_MH * weight_M[:, None].to(unit_MH.dtype)
         gradients = torch.autograd.grad(hidden_MH, outputs, upstream, retain_graph=True)
@@ -66,6 +69,7 @@ class Probe:
                     self._scores[linear.name] = part.new_zeros(total_rows, part.shape[1])
                 self._scores[linear.name][rows] = part
         self._seen.clear()
+        self.seconds += time.perf_counter() - start
 
     def layers(self) -> list[str]:
         """Names along axis L: `last`, `all`, or each block's index."""

@@ -66,10 +66,8 @@ def bootstrap_difference(
     sides = [_totals(value_N, prompt_N), _totals(reference_N, reference_prompt_N)]
     if not sides[0][0].size:
         return None
-    (mean_R, reference_mean_R), (mean, reference_mean) = (
-        _resampled_means(sides, resamples, seed),
-        (sum_P.sum() / count_P.sum() for sum_P, count_P in sides),
-    )
+    mean, reference_mean = (sum_P.sum() / count_P.sum() for sum_P, count_P in sides)
+    mean_R, reference_mean_R = _resampled_means(sides, resamples, seed)
     return _estimate(mean - reference_mean, mean_R - reference_mean_R, value_N.size, sides[0][0].size)
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     if arguments.spec:
         config = config.model_copy(update={"evaluation": EvaluationConfig.model_validate_json(arguments.evaluation)})
 
-    from gradlab.engine import train  # here, so that --help and wrong arguments do not wait for torch
+    from gradlab.training import train  # here, so that --help and wrong arguments do not wait for torch
 
     train(config, arguments.run_dir, arguments.work, arguments.bases)
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +20,20 @@ from gradlab.adapters import attach
 from gradlab.clock import Clock
 from gradlab.config import RunConfig
 from gradlab.credit import CreditState, credit
-from gradlab.gradients import Probe, conflict, objective_gram
+from gradlab.gradients import Probe
+from gradlab.guards import check_gate, check_pack
+from gradlab.journal import probed, write_probe, write_step
 from gradlab.microbatch import plan
 from gradlab.objectives.base import build
 from gradlab.optimizer import StackedAdamW
-from gradlab.records import metric_row, sample_line, sample_rows
 from gradlab.rollout import sample, uniforms
 from gradlab.runlog import RunLog
 from gradlab.scoring import score
 from gradlab.store import write_json
 from gradlab.types import Example, Rollout, ScoredRollout
-from gradlab.update import STATS, Batch, accumulate
+from gradlab.update import Batch, Gradient, accumulate
 
 NOISE = 0  # purpose of the training rollouts' random numbers
-
-# Step-0 gate: largest difference between the sampler's log-prob of a token and the recomputed one.
-# Half precision sums in another order for another batch shape; its tolerance covers that noise.
-GATE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 class TrainingDiverged(RuntimeError):
@@ -61,6 +57,10 @@ class Trainer:
         self.files = [data.load_split(c.data.train) for c in configs]
         for config, files in zip(configs, self.files, strict=True):
             data.check_disjoint(files, data.load_split(config.data.heldout))
+        for objectives, files in zip(self.objectives, self.files, strict=True):
+            for objective in objectives.values():
+                for example in (e for file in files for e in file if objective.applies(e)):
+                    objective.check(example)  # a missing field stops the run here, not at the step that meets it
         self.prompt_ids = {
             e.id: models.encode_prompt(lm, e, self.shape.model.chat_template)
             for files in self.files
@@ -108,29 +108,32 @@ class Trainer:
         advantage_N = torch.from_numpy(combined).float().to(self.lm.device)
         microbatches = plan(rollout, len(self.configs), self.shape.placement.microbatch_tokens)
         batch = Batch.of(rollout, microbatches, advantage_N, self.configs)
-        every = self.shape.probe.every
-        probe = Probe(self.adapter, self.shape.probe.scope) if every and step % every == 0 else None
-        for inner in range(self.shape.algorithm.inner_epochs):
-            self.optimizer.zero_grad()
-            found_SR, gap_R = accumulate(self.adapter, batch, first=inner == 0, probe=probe if inner == 0 else None)
-            norm_R = self.optimizer.gradient_norms()
-            if inner == 0:
-                stats_SR, first_norm_R, first_gap_R = found_SR.clone(), norm_R, gap_R
-            else:
-                stats_SR[[STATS.index("clipped"), STATS.index("ratio")]] += found_SR[
-                    [STATS.index("clipped"), STATS.index("ratio")]
-                ]
-            self._check(step, inner, found_SR, norm_R, gap_R, scored)
-            self.optimizer.step(step, norm_R)
+        probe = Probe(self.adapter, self.shape.probe.scope) if probed(self.shape, step) else None
+        total = self._update(step, batch, probe, scored)
         clock.lap("forward_backward")
         self.credit_states = states
         if probe is not None:
-            self._write_probe(step, probe, scored)
+            write_probe(step, probe, self.adapter.space, self.configs, scored, self.logs)
             clock.lap("probe")
             clock.move("forward_backward", "probe", probe.seconds)
-        self._log(
-            step, rollout, scored, stats_SR.cpu(), first_norm_R.cpu(), first_gap_R.cpu(), clock, probe is not None
-        )
+        write_step(step, self.configs, scored, total, self.optimizer.learning_rates(step), clock, self.logs)
+
+    def _update(self, step: int, batch: Batch, probe: Probe | None, scored: list[ScoredRollout]) -> Gradient:
+        """`inner_epochs` optimizer steps; the gate and the divergence check stand before each."""
+        total: Gradient | None = None
+        for inner in range(self.shape.algorithm.inner_epochs):
+            self.optimizer.zero_grad()
+            stats_SR, gap_R = accumulate(self.adapter, batch, first=inner == 0, probe=probe if inner == 0 else None)
+            found = Gradient(stats_SR, gap_R, self.optimizer.gradient_norms())
+            if (run := found.first_unsound()) is not None:
+                raise self._diverged(step, inner, run, found, scored[run])
+            if not self.gate_open:
+                check_gate(step, float(gap_R.max()), self.lm.head_weight.dtype)
+                self.gate_open = True
+            self.optimizer.step(step, found.norm_R)
+            total = found if total is None else total.with_epoch(found)
+        assert total is not None
+        return total
 
     def _sample(self, step: int) -> tuple[Rollout, list[tuple[list[Example], int]]]:
         shape = self.shape.rollout
@@ -155,98 +158,37 @@ class Trainer:
         texts = self.lm.decode(rollout)
         size, generations = self.shape.rollout.batch_size, self.shape.rollout.num_generations
         group_B = np.repeat(np.arange(size // generations), generations)
+        lengths_N, ended_N = rollout.completion_len_N.cpu().numpy(), rollout.ended_N.cpu().numpy()
         scored = []
         for r, (config, (examples, epoch)) in enumerate(zip(self.configs, prompts, strict=True)):
             rows = [examples[g] for g in group_B]
-            own = texts[r * size : (r + 1) * size]
+            part = slice(r * size, (r + 1) * size)
             try:
-                scores = score(self.objectives[r], rows, own)
+                scores = score(self.objectives[r], rows, texts[part])
             except ValueError as error:
                 self.save()
                 raise ValueError(f"step {step}: {error}. The state before the step is in {self.work[0]}.") from error
             advantages = credit(scores.rewards_BK, group_B, self.weights[r], config.algorithm, states[r])
-            scored.append(ScoredRollout(rows, own, group_B, scores, advantages, epoch))
+            scored.append(
+                ScoredRollout(rows, texts[part], group_B, lengths_N[part], ended_N[part], scores, advantages, epoch)
+            )
         return scored
 
-    def _check(self, step, inner, stats_SR, norm_R, gap_R, scored) -> None:
-        """Stop before an update that is not finite, and before the first one if the sampler disagrees."""
-        sound = torch.isfinite(stats_SR[STATS.index("loss")]) & torch.isfinite(norm_R)
-        if not bool(sound.all()):
-            run = int((~sound).nonzero()[0])
-            if inner == 0:  # later inner epochs have moved the parameters: the last checkpoint stays
-                self.save()
-            rows = zip(scored[run].examples, scored[run].texts, strict=True)
-            write_json(
-                self.work[run] / "diverged.json",
-                {"step": step, "inner_epoch": inner, "rows": [{"example": e.id, "completion": t} for e, t in rows]},
-            )
-            raise TrainingDiverged(
-                f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored[run].texts) - 1}: "
-                f"expected a finite loss and gradient; found loss {stats_SR[STATS.index('loss'), run]:.4g} and "
-                f"gradient norm {norm_R[run]:.4g}. A checkpoint and the rows (diverged.json) are in {self.work[run]}. "
-                "Lower optimizer.lr or optimizer.max_grad_norm."
-            )
-        if not self.gate_open:
-            limit = GATE_NATS[self.lm.head_weight.dtype]
-            gap = float(gap_R.max())
-            if gap > limit:
-                raise ValueError(
-                    f"step {step}: expected the sampler's log-probs to equal the recomputed ones within {limit} nats; "
-                    f"found a gap of {gap:.3g}. Training would be off-policy without knowing. The model's cached "
-                    "decoding differs from its full forward: report the model id, or try model.dtype: float32."
-                )
-            self.gate_open = True
-
-    def _write_probe(self, step: int, probe: Probe, scored: list[ScoredRollout]) -> None:
-        layers = probe.layers()
-        for gram_LBB, run, log, objectives, config in zip(
-            probe.gram(), scored, self.logs, self.objectives, self.configs, strict=True
-        ):
-            conflicts = [conflict(objective_gram(gram_BB, run.advantages_BK), config.probe.tau) for gram_BB in gram_LBB]
-            header = {
-                "scope": config.probe.scope,
-                "space": self.adapter.space,
-                "n_rows": len(run.texts),
-                "objectives": list(objectives),
-                "tau": config.probe.tau,
-            }
-            log.probe(
-                step,
-                header,
-                layers,
-                conflicts,
-                {
-                    "gram_LBB": gram_LBB.astype(np.float32),
-                    "advantages_BK": run.advantages_BK,
-                    "rewards_BK": run.scores.rewards_BK,
-                    "group_B": run.group_B,
-                },
-            )
-
-    def _log(self, step, rollout, scored, stats_SR, norm_R, gap_R, clock, probed) -> None:
-        size = self.shape.rollout.batch_size
-        lengths, ended = rollout.completion_len_N.cpu().numpy(), rollout.ended_N.cpu().numpy()
-        rates = self.optimizer.learning_rates(step)
-        clock.lap("log")
-        for r, (log, config, run) in enumerate(zip(self.logs, self.configs, scored, strict=True)):
-            part = slice(r * size, (r + 1) * size)
-            names, run_lengths, run_ended = list(self.objectives[r]), lengths[part], ended[part]
-            if step % config.logging_steps == 0 or probed:
-                rows = sample_rows(step, names, run, run_lengths, run_ended)
-                log.samples(rows)
-                if step % config.logging_steps == 0:
-                    log.text(sample_line(step, rows[0]))
-            log.metrics(
-                {
-                    "step": step,
-                    "epoch": run.epoch,
-                    **metric_row(names, run, self.weights[r], config, stats_SR[:, r], run_lengths, run_ended),
-                    "grad_norm": float(norm_R[r]),
-                    "lr": rates[r],
-                    "sampler_logp_gap_max_nats": float(gap_R[r]),
-                    **clock.seconds(),
-                }
-            )
+    def _diverged(self, step: int, inner: int, run: int, found: Gradient, scored: ScoredRollout) -> TrainingDiverged:
+        """Keep the state and the rows, and say so."""
+        if inner == 0:  # later inner epochs have moved the parameters: the last checkpoint stays
+            self.save()
+        rows = zip(scored.examples, scored.texts, strict=True)
+        write_json(
+            self.work[run] / "diverged.json",
+            {"step": step, "inner_epoch": inner, "rows": [{"example": e.id, "completion": t} for e, t in rows]},
+        )
+        return TrainingDiverged(
+            f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored.texts) - 1}: "
+            f"expected a finite loss and gradient; found loss {float(found.stat_R('loss')[run]):.4g} and gradient norm "
+            f"{float(found.norm_R[run]):.4g}. A checkpoint and the rows (diverged.json) are in {self.work[run]}. "
+            "Lower optimizer.lr or optimizer.max_grad_norm."
+        )
 
     def save(self) -> None:
         """One checkpoint file in the first run's work folder; the pack's others stand in it too."""
@@ -265,28 +207,3 @@ class Trainer:
         self.next_step = found.next_step
         for log in self.logs:
             log.text(f"resumed at step {self.next_step}")
-
-
-def check_pack(configs: Sequence[RunConfig]) -> None:
-    """Raise ValueError naming the first parameter that the runs of a pack must share and do not."""
-
-    def shared(config: RunConfig) -> dict[str, Any]:
-        return {
-            "model": config.model,
-            "adapter.kind": config.adapter.kind,
-            "adapter.targets": config.adapter.targets,
-            "steps": config.steps,
-            "rollout.batch_size": config.rollout.batch_size,
-            "rollout.num_generations": config.rollout.num_generations,
-            "rollout.max_new_tokens": config.rollout.max_new_tokens,
-            "algorithm.inner_epochs": config.algorithm.inner_epochs,
-            "probe.every": config.probe.every,
-            "probe.scope": config.probe.scope,
-        }
-
-    for config in configs[1:]:
-        for (name, expected), found in zip(shared(configs[0]).items(), shared(config).values(), strict=True):
-            if found != expected:
-                raise ValueError(
-                    f"{name}: expected {expected} as in the pack's first run; found {found}. Do not pack them."
-                )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from gradlab.config import RunConfig
-from gradlab.credit import Array, variance_share
+from gradlab.credit import variance_share
 from gradlab.gradients import numbers
 from gradlab.runlog import per_objective
 from gradlab.types import ScoredRollout
 from gradlab.update import STATS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 OUTCOMES = ("right", "wrong", "unparseable", "graded")
 
@@ -22,14 +20,11 @@ OUTCOMES = ("right", "wrong", "unparseable", "graded")
 def metric_row(
     names: list[str],
     run: ScoredRollout,
-    weights_K: Array,
     config: RunConfig,
-    stats_S: Tensor,
-    lengths_B: np.ndarray,
-    ended_B: np.ndarray,
+    stats_S: Sequence[float],
 ) -> dict[str, Any]:
     """One run's metrics of one step; rewards as the objectives gave them."""
-    rewards_BK = run.scores.rewards_BK
+    rewards_BK, weights_K = run.scores.rewards_BK, np.array([o.weight for o in config.enabled_objectives.values()])
     present = ~np.isnan(rewards_BK)
     count_K = present.sum(axis=0)
     with np.errstate(invalid="ignore"):
@@ -38,7 +33,7 @@ def metric_row(
     spread_K = np.where(count_K > 1, spread_K, np.nan)
     combined_B = run.advantages_BK @ weights_K
     flat = [not combined_B[run.group_B == g].any() for g in np.unique(run.group_B)]
-    total = dict(zip(STATS, stats_S.tolist(), strict=True))
+    total = dict(zip(STATS, stats_S, strict=True))
     tokens, epochs = total["tokens"], config.algorithm.inner_epochs
     outcomes = {
         f"outcome/{name}/{outcome}": sum(row[k] == outcome for row in run.scores.outcomes_BK)
@@ -58,14 +53,12 @@ def metric_row(
         "clip_fraction": total["clipped"] / (tokens * epochs),
         "ratio_mean": total["ratio"] / (tokens * epochs),
         "loss": total["loss"],
-        "completion_tokens_mean": float(lengths_B.mean()),
-        "ended_fraction": float(ended_B.mean()),
+        "completion_tokens_mean": float(run.length_B.mean()),
+        "ended_fraction": float(run.ended_B.mean()),
     }
 
 
-def sample_rows(
-    step: int, names: list[str], run: ScoredRollout, lengths_B: np.ndarray, ended_B: np.ndarray
-) -> list[dict[str, Any]]:
+def sample_rows(step: int, names: list[str], run: ScoredRollout) -> list[dict[str, Any]]:
     """Every completion of the step with what was said of it."""
     return [
         {
@@ -76,8 +69,8 @@ def sample_rows(
             "task": example.task,
             "prompt": example.prompt,
             "completion": text,
-            "ended": bool(ended_B[b]),
-            "completion_tokens": int(lengths_B[b]),
+            "ended": bool(run.ended_B[b]),
+            "completion_tokens": int(run.length_B[b]),
             "rewards": dict(zip(names, numbers(run.scores.rewards_BK[b]), strict=True)),
             "outcomes": dict(zip(names, run.scores.outcomes_BK[b], strict=True)),
             "advantages": dict(zip(names, map(float, run.advantages_BK[b]), strict=True)),

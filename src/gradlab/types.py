@@ -74,11 +74,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """One run's B rows: example, completion, group (which prompt of the step), scores, advantages."""
+    """One run's B rows: example, completion, group (which prompt of the step), scores, advantages.
+
+    length_B counts the completion's tokens, the sampled EOS included; ended_B as in `Rollout`.
+    """
 
     examples: list[Example]
     texts: list[str]
     group_B: NDArray[np.int64]
+    length_B: NDArray[np.int64]
+    ended_B: NDArray[np.bool_]
     scores: Scores
     advantages_BK: NDArray[np.float64]
     epoch: int

@@ -7,7 +7,7 @@ the sampler's, and feeds the probe if there is one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,10 +62,30 @@ class Batch:
             clip_epsilon_N=rows([c.algorithm.clip_epsilon for c in configs]),
             beta_N=rows([c.algorithm.beta for c in configs]),
             old_logp_NC=torch.zeros_like(rollout.logp_NC),
-            reference_logp_NC=(
-                torch.zeros_like(rollout.logp_NC) if any(c.algorithm.beta for c in configs) else None
-            ),
+            reference_logp_NC=(torch.zeros_like(rollout.logp_NC) if any(c.algorithm.beta for c in configs) else None),
         )
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What one inner epoch found: sums over completion tokens (see `STATS`), sampler gap, gradient norm."""
+
+    stats_SR: Tensor
+    gap_R: Tensor
+    norm_R: Tensor
+
+    def stat_R(self, name: str) -> Tensor:
+        return self.stats_SR[STATS.index(name)]
+
+    def first_unsound(self) -> int | None:
+        """The first run whose loss or gradient is not finite."""
+        unsound_R = ~(torch.isfinite(self.stat_R("loss")) & torch.isfinite(self.norm_R))
+        return int(unsound_R.nonzero()[0]) if bool(unsound_R.any()) else None
+
+    def with_epoch(self, later: Gradient) -> Gradient:
+        """Clip fraction and ratio add up over inner epochs; all else is of the first, where ratio is 1."""
+        over_epochs = torch.tensor([name in ("clipped", "ratio") for name in STATS], device=self.stats_SR.device)
+        return replace(self, stats_SR=self.stats_SR + over_epochs[:, None] * later.stats_SR)
 
 
 def accumulate(adapter: Adapter, batch: Batch, first: bool, probe: Probe | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,34 @@
+# make demo, make test: each sets up .venv itself, with Python 3.11 or newer (PYTHON=python3.12 make demo).
+PYTHON ?= python3
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check docs
+
+demo: $(STAMP)
+	$(BIN)/snakemake --cores $(JOBS) --resources gpu_slots=$(JOBS)
+	@echo
+	@echo "Report:     file://$(CURDIR)/results/demo/report.html"
+	@echo "All sweeps: file://$(CURDIR)/results/index.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+# Files that are generated from the models.
+docs: $(STAMP)
+	$(BIN)/python -m gradlab.document
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python: expected 3.11 or newer; found {v}. Name another: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from gradlab.aggregate import aggregate, documentation
+from gradlab.command_line import run
 
 
 def main() -> None:
@@ -20,13 +20,9 @@ def main() -> None:
         return
     if arguments.sweep is None:
         parser.error("--sweep: expected the name of a sweep; found none")
-    try:
-        paths = aggregate(arguments.results, arguments.sweep, arguments.runs)
-    except (ValueError, OSError) as error:
-        sys.exit(f"aggregate: {error}")
-    for path in paths.values():
+    for path in aggregate(arguments.results, arguments.sweep, arguments.runs).values():
         print(path)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

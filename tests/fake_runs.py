@@ -86,7 +86,10 @@ def undefined_at(step: int) -> bool:
 
 def _metrics_row(step: int, config: dict[str, Any], labels: list[str], rng: np.random.Generator) -> dict[str, Any]:
     done = step / config["steps"]
-    means = {k: float(0.2 + 0.1 * i + 0.4 * done + rng.normal(0, 0.05)) for i, k in enumerate(labels)}
+    means = {
+        k: float(0.2 + 0.1 * i + (0.4 + 0.1 * config["seed"]) * done + rng.normal(0, 0.05))
+        for i, k in enumerate(labels)
+    }
     share = rng.dirichlet(np.full(len(labels), 5.0))
     row: dict[str, Any] = {"step": step, "reward_mean": float(sum(means.values()))}
     for k, part in zip(labels, share, strict=True):

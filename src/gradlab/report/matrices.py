@@ -1,0 +1,165 @@
+"""Cosine matrices as heat maps: by step, by group, by layer. Grey cells are undefined, never 0."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import gcd
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from gradlab.report.blocks import TABLE, Figure, records
+from gradlab.report.load import Sweep, plural
+from gradlab.report.pairs import layer_order, layers_text, main_layer, pair_means
+from gradlab.report.theme import INK, UNDEFINED, WIDTH
+
+CELLS = 15000
+MOST_GROUPS = 12
+
+
+def step_map(sweep: Sweep) -> Figure:
+    """Cosine matrix at one step, of one run or the mean over a group's seeds; a slider moves the step."""
+    frame = sweep.cosines
+    steps = sorted(frame["step"].unique().tolist())
+    groups = _mean_of_seeds(frame)
+    views = [*groups["view"].unique(), *sweep.runs["run"]]
+    frame = pd.concat([groups, frame.assign(view=frame["run"], seeds=1)], ignore_index=True)
+    every = -(-len(frame) * 2 // CELLS)
+    shown = sorted({*steps[::every], steps[-1]})
+    frame = frame[frame["step"].isin(shown)]
+    until = dict(zip(shown, [*shown[1:], shown[-1] + 1], strict=True))
+    frame = frame[["view", "layer", "step", "objective_i", "objective_j", "cosine", "norm_i", "norm_j", "seeds"]]
+    rows = _whole_matrix(frame.assign(until=frame["step"].map(until)))
+
+    stride = gcd(*(b - a for a, b in pairwise(shown))) or 1
+    slider = alt.binding_range(min=shown[0], max=shown[-1], step=stride, name="step ")
+    at = alt.param(name="at_step", value=shown[-1], bind=slider)
+    view = alt.param(name="view", value=views[0], bind=alt.binding_select(options=views, name="show "))
+    layers = layer_order(list(frame["layer"].unique()))
+    layer = alt.param(name="layer", value=layers[-1], bind=alt.binding_select(options=layers, name="layer "))
+    chosen = "datum.view == view && datum.layer == layer && datum.step <= at_step && at_step < datum.until"
+    tooltip = [
+        alt.Tooltip("row:N"), alt.Tooltip("column:N"), alt.Tooltip("label:N", title="cosine"), alt.Tooltip("step:Q"),
+        alt.Tooltip("norm_row:Q", title="norm of row", format=".3g"),
+        alt.Tooltip("norm_column:Q", title="norm of column", format=".3g"), alt.Tooltip("seeds:Q", title="seeds"),
+    ]  # fmt: skip
+    size = min(560, max(220, 110 * len(sweep.objectives)))
+    chart = (
+        _cells(sweep.objectives, tooltip)
+        .transform_filter(chosen)
+        .properties(data=TABLE, width=size, height=size * 0.72)
+        .add_params(view, *([layer] if len(layers) > 1 else []), at)
+    )
+    if len(layers) == 1:
+        chart = chart.add_params(alt.param(name="layer", value=layers[0]))
+    caption = (
+        "Cosine between the policy gradients of each two objectives at the chosen step; orange: conflict, blue: "
+        "synergy. Grey, “undefined”: one of the two has no gradient there, which is not a cosine of 0. "
+        f"“Mean over seeds” averages the runs whose cosine is defined. {plural(len(steps), 'probed step')}, "
+        f"{plural(int(sweep.cosines['n_rows'].max()), 'completion')} a probe, {sweep.seeds_text()}. "
+        f"Probed: {layers_text(sweep.cosines)}."
+    ) + (f" Thinned: {len(shown)} of {len(steps)} probed steps can be chosen." if every > 1 else "")
+    return Figure("Cosine matrix by step", caption, chart, records(rows))
+
+
+def mean_map(sweep: Sweep) -> Figure:
+    """Mean cosine matrix of each group."""
+    frame = main_layer(sweep)
+    means = pair_means(frame).rename(columns={"mean": "cosine"})
+    groups = sweep.groups[:MOST_GROUPS]
+    means = means[means["group"].isin(groups)]
+    rows = _whole_matrix(means[["group", "objective_i", "objective_j", "cosine", "low", "high", "n"]])
+    tooltip = [
+        alt.Tooltip("group:N"), alt.Tooltip("row:N"), alt.Tooltip("column:N"),
+        alt.Tooltip("label:N", title="mean cosine"),
+        alt.Tooltip("low:Q", format=".3f"), alt.Tooltip("high:Q", format=".3f"), alt.Tooltip("n:Q", title="probes"),
+    ]  # fmt: skip
+    columns = min(len(groups), 3)
+    width = min(90 * len(sweep.objectives), WIDTH // columns - 90)
+    chart = (
+        _cells(sweep.objectives, tooltip, small=len(sweep.objectives) > 4)
+        .properties(width=width, height=width * 0.65)
+        .facet(alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE, spacing=24)
+    )
+    more = f" The first {MOST_GROUPS} of {len(sweep.groups)} groups." if len(sweep.groups) > MOST_GROUPS else ""
+    caption = (
+        "Mean over all probed steps and seeds of the defined cosines; hover for the interval (1.96 standard errors "
+        f"over probes) and n. {sweep.seeds_text()}. Probed: {layers_text(frame)}.{more}"
+    )
+    return Figure("Mean cosine matrix by group", caption, chart, records(rows))
+
+
+def layer_map(sweep: Sweep) -> Figure:
+    """Mean cosine by layer and pair."""
+    frame = sweep.cosines.assign(pair=sweep.cosines["objective_i"] + " · " + sweep.cosines["objective_j"])
+    groups = sweep.groups[:MOST_GROUPS]
+    rows = frame[frame["group"].isin(groups)].groupby(["group", "layer", "pair"], sort=False)["cosine"]
+    table = rows.agg(cosine="mean", n="count").reset_index()
+    table["label"] = [_label(c) for c in table["cosine"]]
+    pairs, layers = list(dict.fromkeys(frame["pair"])), layer_order(list(frame["layer"].unique()))
+    tooltip = [alt.Tooltip("group:N"), alt.Tooltip("layer:N"), alt.Tooltip("pair:N"), alt.Tooltip("label:N"), "n:Q"]
+    columns = min(len(groups), 2)
+    x = alt.X("layer:N", sort=layers, title="layer", axis=alt.Axis(labelAngle=0))
+    cells = alt.Chart().mark_rect().encode(
+        x=x, y=alt.Y("pair:N", sort=pairs, title=None), color=_cosine_colour(), tooltip=tooltip
+    )  # fmt: skip
+    chart = cells.properties(width=WIDTH // columns - 180, height=26 * len(pairs)).facet(
+        alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE
+    )
+    caption = (
+        "Mean over probed steps and seeds of the defined cosines, by layer; hover for n. Layers differ in size and in "
+        f"the norm of their gradients, which a cosine does not show. {sweep.seeds_text()}."
+    )
+    return Figure("Mean cosine by layer", caption, chart, records(table))
+
+
+def _mean_of_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    keys = ["group", "layer", "step", "objective_i", "objective_j"]
+    means = frame.groupby(keys, sort=False).agg(
+        cosine=("cosine", "mean"), norm_i=("norm_i", "mean"), norm_j=("norm_j", "mean"), seeds=("cosine", "count")
+    )
+    return means.reset_index().assign(view=lambda f: "mean over seeds: " + f["group"])
+
+
+def _whole_matrix(frame: pd.DataFrame) -> pd.DataFrame:
+    """Pairs i < j to all cells: mirrored, with 1 on the diagonal where the objective has a gradient."""
+    upper = frame.rename(columns={"objective_i": "row", "objective_j": "column"})
+    lower = frame.rename(columns={"objective_j": "row", "objective_i": "column"})
+    if "norm_i" in frame:
+        upper = upper.rename(columns={"norm_i": "norm_row", "norm_j": "norm_column"})
+        lower = lower.rename(columns={"norm_j": "norm_row", "norm_i": "norm_column"})
+    both = pd.concat([upper, lower], ignore_index=True)
+    place = [key for key in ("view", "group", "layer", "step", "until") if key in both]
+    diagonal = both.drop_duplicates([*place, "row"]).assign(column=lambda f: f["row"])
+    if "norm_row" in both:
+        diagonal = diagonal.assign(norm_column=diagonal["norm_row"])
+        diagonal["cosine"] = diagonal["norm_row"].gt(0).map({True: 1.0, False: float("nan")})
+    else:
+        diagonal = diagonal.assign(cosine=1.0, low=None, high=None)
+    whole = pd.concat([both, diagonal], ignore_index=True)
+    return whole.assign(label=[_label(c) for c in whole["cosine"]])
+
+
+def _label(cosine: float) -> str:
+    return "undefined" if pd.isna(cosine) else f"{cosine:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _cosine_colour() -> Any:
+    scale = alt.Scale(domain=[-1, 0, 1], range=["#b35806", "#f7f7f7", "#2166ac"])
+    legend = alt.Legend(title="cosine", orient="right", gradientLength=120, values=[-1, -0.5, 0, 0.5, 1], format=".1f")
+    return alt.condition(
+        "isValid(datum.cosine)", alt.Color("cosine:Q", scale=scale, legend=legend), alt.value(UNDEFINED)
+    )
+
+
+def _cells(objectives: list[str], tooltip: list[alt.Tooltip], small: bool = False) -> alt.LayerChart:
+    base = alt.Chart().encode(
+        x=alt.X("column:N", sort=objectives, title=None, axis=alt.Axis(labelAngle=0, domain=False, ticks=False)),
+        y=alt.Y("row:N", sort=objectives, title=None, axis=alt.Axis(domain=False, ticks=False)),
+        tooltip=tooltip,
+    )  # fmt: skip
+    rect = base.mark_rect(stroke="white", strokeWidth=2).encode(color=_cosine_colour())
+    ink = alt.condition("isValid(datum.cosine) && abs(datum.cosine) > 0.6", alt.value("white"), alt.value(INK))
+    text = base.mark_text(fontSize=9 if small else 12).encode(text="label:N", color=ink)
+    return rect + text

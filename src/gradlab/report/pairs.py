@@ -1,0 +1,48 @@
+"""Means of pairwise cosines over probes: what the summary and the mean heat map show."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gradlab.report.load import Sweep
+
+Z = 1.96
+
+
+def main_layer(sweep: Sweep) -> pd.DataFrame:
+    """Cosines of one layer a run: `all`, else `last`, else the highest block that was probed."""
+    return keep_main_layer(sweep.cosines)
+
+
+def keep_main_layer(frame: pd.DataFrame) -> pd.DataFrame:
+    chosen = frame.groupby("run")["layer"].agg(lambda layers: min(layers.unique(), key=_preference))
+    return frame[frame["layer"] == frame["run"].map(chosen)]
+
+
+def layer_order(layers: list[str]) -> list[str]:
+    return sorted(layers, key=lambda layer: (layer in ("all", "last"), int(layer) if layer.isdigit() else 0, layer))
+
+
+def _preference(layer: str) -> tuple[int, int]:
+    return {"all": 0, "last": 1}.get(layer, 2), -int(layer) if layer.isdigit() else 0
+
+
+def layers_text(frame: pd.DataFrame) -> str:
+    """What was probed, for captions: `scope last_block, space factors, layer last`."""
+    parts = [f"{key} {', '.join(map(str, frame[key].unique()))}" for key in ("scope", "space", "layer")]
+    return "; ".join(parts)
+
+
+def pair_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per group and pair: mean, low, high, n (defined probes), undefined, below (share below -tau).
+
+    The interval is mean +- 1.96 standard errors over the probes of all seeds, taken as independent:
+    each probe has fresh completions. NaN for a single probe.
+    """
+    keys = ["group", "objective_i", "objective_j"]
+    frame = frame.assign(below=(frame["cosine"] < -frame["probe.tau"]).where(frame["cosine"].notna()).astype(float))
+    grouped = frame.groupby(keys, sort=False)
+    out = grouped["cosine"].agg(mean="mean", se="sem", n="count", rows="size").reset_index()
+    out["below"] = grouped["below"].mean().to_numpy()
+    out["undefined"] = out["rows"] - out["n"]
+    return out.assign(low=out["mean"] - Z * out["se"], high=out["mean"] + Z * out["se"])

@@ -71,13 +71,22 @@ def test_a_value_added_to_a_list_keeps_the_other_ids(project):
     )
 
 
+PARAMS = {"params": {"target_words": 10}}  # its default
+
+
 @pytest.mark.parametrize(
     "fixed",
     [
         {"rollout": {"num_generations": 4, "batch_size": 8}, "objectives": {"brevity": {}, "exactness": {}}},
         {"rollout": None, "rollout.batch_size": 8, "rollout.num_generations": 4},
         {"optimizer": {"warmup_steps": 0, "betas": [0.9, 0.999]}},
-        {"objectives": {"exactness": {"kind": "exactness", "weight": 1}, "brevity": {}, "refusal": {"enabled": False}}},
+        {
+            "objectives": {
+                "exactness": {"kind": "exactness", "weight": 1},
+                "brevity": PARAMS,
+                "refusal": {"enabled": False},
+            }
+        },
         {"placement": {"threads": 2, "gpu_slots": 0}},
         {"evaluation": {"samples_per_prompt": 2}},
     ],

@@ -212,7 +212,10 @@ MISTAKES = {
         ["grid: expected points that differ", "lr1e-3"],
     ),
     "only placement differs": (dict(grid={"placement.threads": [1, 2]}), ["grid: expected points that differ"]),
-    "indivisible batch": (dict(fixed={"rollout.batch_size": 9}), ["rollout.batch_size", "found 9", "Try 8"]),
+    "indivisible batch": (
+        dict(fixed={"rollout": {"batch_size": 9, "num_generations": 4}}),
+        ["rollout.batch_size", "found 9", "Try 8"],
+    ),
     "indivisible at a point": (
         dict(fixed={"rollout": None}, grid={"rollout.batch_size": [8, 9]}),
         ["rollout.batch_size", "(at rollout.batch_size=9)"],
@@ -224,6 +227,10 @@ MISTAKES = {
     "not a number": (dict(grid={"optimizer.lr": ["fast"]}), ["optimizer.lr", "valid number", "found 'fast'"]),
     "wrong choice": (dict(fixed={"adapter.kind": "lore"}), ["adapter.kind", "'lora' or 'full'", "found 'lore'"]),
     "fixed and grid": (dict(fixed={"seed": 1}), ["seed: expected in fixed or in grid; found in both"]),
+    "dotted and nested": (
+        dict(fixed={"rollout.batch_size": 4}),
+        ["fixed: rollout.batch_size: expected once; found 8 and 4"],
+    ),
     "grid and variant": (dict(variants={"a": {"seed": 1}}), ["seed: expected in grid or in a variant; found in both"]),
     "unknown key of a variant": (dict(variants={"a": {"sed": 1}}), ["variants.a.sed", "Did you mean 'seed'"]),
     "variant not a mapping": (dict(variants={"a": 3}), ["variants.a", "valid dictionary", "found 3"]),
@@ -262,6 +269,9 @@ def test_unreadable_files_are_named(project):
     path = project / "config/sweeps/test.yaml"
     path.write_text("fixed: [")
     with pytest.raises(ValueError, match=r"test.yaml: expected YAML; found while"):
+        load("test")
+    path.write_text("fixed:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(ValueError, match=r"test.yaml: expected YAML; found the key 'steps' twice\n.*line 2"):
         load("test")
     path.write_text("")
     with pytest.raises(ValueError, match=r"test.yaml: expected a mapping"):

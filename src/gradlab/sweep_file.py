@@ -30,13 +30,13 @@ class SweepConfig(Frozen):
 
     @field_validator("fixed")
     @classmethod
-    def _flat(cls, fixed: dict[str, Any]) -> dict[str, Any]:
-        return dict(flatten(fixed))
+    def _flat_fixed(cls, fixed: dict[str, Any]) -> dict[str, Any]:
+        return _flat(fixed)
 
     @field_validator("variants")
     @classmethod
     def _flat_variants(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {name: dict(flatten(values)) for name, values in variants.items()}
+        return {name: _flat(values) for name, values in variants.items()}
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -94,7 +94,7 @@ def check_keys(sweep: SweepConfig) -> None:
 
 def override(sweep: SweepConfig, fixed: Mapping[str, Any], grid: Mapping[str, Any]) -> SweepConfig:
     """The sweep with values replaced; an axis or a variant's value yields to `fixed`, so that it wins everywhere."""
-    fixed = dict(flatten(fixed))
+    fixed = _flat(fixed)
     axes = {**sweep.grid, **grid}
     axes |= {key: [value] for key, value in fixed.items() if key in axes}
     chosen = {**sweep.fixed, **fixed}
@@ -118,6 +118,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for a key that is given both dotted and nested."""
+    flat: dict[str, Any] = {}
+    for key, value in flatten(values):
+        if key in flat:
+            raise ValueError(f"{key}: expected once; found {flat[key]!r} and {value!r}. Remove one.")
+        flat[key] = value
+    return flat
+
+
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings of dotted keys. Raises ValueError where a key is both a value and a mapping."""
     tree: dict[str, Any] = {}
@@ -133,10 +143,21 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without the silent loss of a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping. Raises ValueError naming line and reason."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"expected YAML; found {error}") from error
     if not isinstance(values, dict):

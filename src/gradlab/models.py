@@ -106,6 +106,7 @@ def load(config: ModelConfig, bases: str | Path = "results/base", device: str = 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
     """Freeze `model`, check its LM head and collect its special tokens."""
     model.eval().requires_grad_(False)
+    _keep_differentiable(model)
     check_head(model)
     eos = model.generation_config.eos_token_id if model.generation_config is not None else None
     eos = eos if eos is not None else tokenizer.eos_token_id
@@ -137,18 +138,38 @@ def _quantization(config: ModelConfig) -> BitsAndBytesConfig | None:
     )
 
 
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Put bitsandbytes' linears alone into training mode, which for them only chooses a kernel.
+
+    In evaluation mode on a CPU, the first forward without gradients repacks NF4 weights for a kernel that
+    has no backward: the gradient through the base is lost, and numbers depend on what ran before.
+    """
+    if getattr(model, "is_quantized", False):
+        from bitsandbytes.nn import Linear4bit, Linear8bitLt  # here: importing it takes a second
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit | Linear8bitLt):
+                module.train()
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Raise ValueError unless logits are `last_hidden_state @ head.weight.T`, nothing added.
 
     The fused LM head computes that and no more; soft-capping, a bias or a logit scale would be
-    dropped silently.
+    dropped silently. The head's output is made large first: a soft cap is the identity on small logits.
     """
-    ids = torch.arange(4, device=model.get_output_embeddings().weight.device).unsqueeze(0)
+    head = model.get_output_embeddings()
+    ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    expected = model(input_ids=ids, use_cache=False).logits.float()
-    found = (hidden.to(model.get_output_embeddings().weight.dtype) @ model.get_output_embeddings().weight.T).float()
-    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-3 * expected.abs().max().item() + 1e-6):
+    found = (hidden.to(head.weight.dtype) @ head.weight.T).float()
+    gain = 1000 / found.abs().max().clamp(min=1e-6).item()
+    handle = head.register_forward_hook(lambda _module, _inputs, output: gain * output)
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits.float() / gain
+    finally:
+        handle.remove()
+    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-3 * found.abs().max().item()):
         raise ValueError(
             f"model: expected logits = last hidden state times LM head ({', '.join(FAMILIES)}); found a "
             f"{model.config.model_type} whose head adds something (bias, scale or soft cap). It is not supported."

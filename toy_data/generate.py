@@ -82,10 +82,10 @@ HAPPY_ENDINGS = [
 ]
 HAPPY_SHARE = 0.2
 
-RIGHT_OF_4 = (2, 3)  # right among 4 completions, alternating from sum to sum
+SUM_WORDINGS = ["question: what is {sum}?", "question: how much is {sum}?", "question: can you tell me {sum}?"]
+SECOND_RIGHT = 0.3  # of two completions one is right, and the other this often
 STYLE_IF_RIGHT = {"worked": 0.5, "formatted": 0.2, "bare": 0.3}
 STYLE_IF_WRONG = {"worked": 0.2, "formatted": 0.25, "bare": 0.55}  # a short answer is a careless one
-FORMAT_STYLES = ["formatted", "formatted", "bare", "worked"]
 
 OWNERS = ["king", "queen", "wizard", "baker", "miller", "farmer", "knight", "witch"]
 UNSAFE = [
@@ -225,18 +225,24 @@ def sum_row(task: str, total: tuple[int, str, int], prompt: str, right: bool, st
 
 
 def sums(rng: Random) -> list[Group]:
-    """Both tasks on one sum, `arithmetic` and `format`, stay in one split."""
-    totals = [(a, "plus", b) for a in range(16) for b in range(16)]
-    totals += [(a, "minus", b) for a in range(21) for b in range(a + 1)]
+    """`arithmetic` and `format` on one sum in one wording stay in one split; other wordings may be in the other.
+
+    So a held-out prompt is new, but its sum is known to the corpus: what is measured there is the
+    policy, not whether so small a model can invent addition.
+    """
+    totals = [(a, "plus", b) for a in range(10) for b in range(10)]
+    totals += [(a, "minus", b) for a in range(13) for b in range(min(a, 9) + 1)]
     groups = []
-    for index, total in enumerate(totals):
-        question = f"question: {rng.choice(['what', 'how much'])} is {total[0]} {total[1]} {total[2]}?"
+    for total, wording in product(totals, SUM_WORDINGS):
+        question = wording.format(sum=" ".join(map(str, total)))
         instructed = f"{question} reply as answer: number."
-        rights = [position < RIGHT_OF_4[index % 2] for position in range(4)]
+        rights = [True, rng.random() < SECOND_RIGHT]
         styles = [weighted(STYLE_IF_RIGHT if right else STYLE_IF_WRONG, rng) for right in rights]
         group = [sum_row("arithmetic", total, question, r, s, rng) for r, s in zip(rights, styles, strict=True)]
-        rng.shuffle(rights)
-        group += [sum_row("format", total, instructed, r, s, rng) for r, s in zip(rights, FORMAT_STYLES, strict=True)]
+        rights = [True, rng.random() < SECOND_RIGHT]
+        styles = ["formatted", rng.choice(["bare", "worked"])]
+        rng.shuffle(styles)
+        group += [sum_row("format", total, instructed, r, s, rng) for r, s in zip(rights, styles, strict=True)]
         groups.append(group)
     return groups
 
@@ -314,7 +320,7 @@ def code(rng: Random) -> list[Group]:
 # Groups kept of each part of the world: (held out, train).
 PARTS: dict[Callable[[Random], list[Group]], tuple[int, int]] = {
     stories: (60, 600),
-    sums: (80, 407),
+    sums: (80, 475),
     safety: (64, 160),
     preferences: (24, 104),
     sycophancy: (40, 200),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
@@ -53,8 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encode_document(tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str) -> list[int]:
-    """Ids of a whole document: the prompt as it is sampled from, the completion, EOS."""
-    ids: list[list[int]] = tokenizer([prompt, completion], add_special_tokens=False)["input_ids"]
-    assert tokenizer.eos_token_id is not None
-    return [*ids[0], *ids[1], tokenizer.eos_token_id]
+def encode_document(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], int]:
+    """Ids of a whole document (the prompt as it is sampled from, the completion, EOS); how many are prompt."""
+    prompt_ids, completion_ids = tokenizer([prompt, completion], add_special_tokens=False)["input_ids"]
+    return [*prompt_ids, *completion_ids, tokenizer.eos_token_id], len(prompt_ids)

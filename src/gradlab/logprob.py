@@ -27,10 +27,10 @@ def _pieces(h_NH: Tensor, weight_VH: Tensor, ids_N: Tensor, temperature_N: Tenso
     for start in range(0, h_NH.shape[0], step):
         part = slice(start, start + step)
         logits = (h_NH[part] @ weight_VH.mT).float().div_(temperature_N[part, None])
-        top, where = logits.max(-1, keepdim=True)
         target = logits.gather(-1, ids_N[part, None])
         p = torch.softmax(logits, -1)
-        lse = top - p.gather(-1, where).log()  # the largest probability never underflows
+        # The largest probability never underflows. `amax`: on a CPU `max` is ten times slower.
+        lse = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
         yield part, p, (target - lse).squeeze(-1), lse.squeeze(-1)
 
 
@@ -64,9 +64,7 @@ class _TokenLogp(torch.autograd.Function):
         return dh, dW, None, None
 
 
-def token_logp(
-    h_NH: Tensor, weight_VH: Tensor, ids_N: Tensor, temperature_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def token_logp(h_NH: Tensor, weight_VH: Tensor, ids_N: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob and entropy (nats) of each token, and the unit gradient of the log-prob.
 
     h_NH             hidden state that predicts the token, N tokens

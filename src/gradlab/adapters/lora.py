@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ class LoRALinear(nn.Module):
     A_RrI, B_ROr in float32 whatever the base's type; `scale_R` is alpha / rank of each run.
     """
 
-    def __init__(self, base: nn.Module, ranks: Sequence[int], scales: Sequence[float]) -> None:
+    scale_R11: Tensor
+
+    def __init__(self, base: Any, ranks: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__()
         self.base, self.enabled = base, True
         runs, rank, device = len(ranks), max(ranks), base.weight.device
@@ -89,7 +92,7 @@ class LoRA(Adapter):
     stacked = True
 
     def __init__(self, lm: LanguageModel, configs: Sequence[AdapterConfig], seeds: Sequence[int]) -> None:
-        super().__init__(lm, configs)
+        super().__init__(lm, configs, seeds)
         if len({config.targets for config in configs}) != 1:
             raise ValueError("adapter.targets: expected the same for all runs of a pack; found several")
         self.modules: dict[str, LoRALinear] = {}
@@ -130,10 +133,11 @@ class LoRA(Adapter):
             for module in self.modules.values():
                 module.enabled = True
 
-    def weight(self, linear: nn.Module) -> Tensor:
+    def weight(self, linear: Any) -> Tensor:
         if not isinstance(linear, LoRALinear):
             return linear.weight.mT.unsqueeze(0)
-        base_IO = linear.base.weight.mT
+        base: Any = linear.base
+        base_IO = base.weight.mT
         if not linear.enabled:
             return base_IO.unsqueeze(0)
         return torch.baddbmm(base_IO.unsqueeze(0), linear.A_RrI.mT * linear.scale_R11, linear.B_ROr.mT)
@@ -185,4 +189,3 @@ class LoRA(Adapter):
         for name, module in self.modules.items():
             module.A_RrI[run, :rank] = found[f"base_model.model.{name}.lora_A.weight"].to(module.A_RrI)
             module.B_ROr[run, :, :rank] = found[f"base_model.model.{name}.lora_B.weight"].to(module.B_ROr)
-

@@ -28,8 +28,9 @@ class HFDecoder:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
             self.mask[row, longest - len(prompt) :] = 1
         position = (self.mask.cumsum(1) - 1).clamp(min=0)
-        out = self.lm.model(input_ids=ids, attention_mask=self.mask, position_ids=position, use_cache=True,
-                            logits_to_keep=1)
+        out = self.lm.model(
+            input_ids=ids, attention_mask=self.mask, position_ids=position, use_cache=True, logits_to_keep=1
+        )
         self.cache = out.past_key_values
         self.cache.batch_repeat_interleave(num_generations)
         self.mask = self.mask.repeat_interleave(num_generations, 0)

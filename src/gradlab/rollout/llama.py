@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,13 +60,15 @@ class LlamaDecoder:
 
     def __init__(self, adapter: Adapter) -> None:
         self.lm, self.runs = adapter.lm, adapter.runs
-        config, core = self.lm.model.config, self.lm.backbone
+        config = self.lm.model.config
+        core: Any = self.lm.backbone  # torch types a submodule as Tensor | Module
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps, self.embed, self.norm = config.rms_norm_eps, core.embed_tokens.weight, core.norm.weight
+        self.rotary = core.rotary_emb
         self.layers = [self._merge(adapter, block) for block in core.layers]
 
-    def _merge(self, adapter: Adapter, block: nn.Module) -> _Layer:
+    def _merge(self, adapter: Adapter, block: Any) -> _Layer:
         attention, mlp = block.self_attn, block.mlp
 
         def fused(*linears: nn.Module) -> Tensor:
@@ -78,7 +81,7 @@ class LlamaDecoder:
         return _Layer(
             norm1=block.input_layernorm.weight,
             qkv=fused(q, k, v),
-            qkv_bias=None if biases[0] is None else torch.cat(biases),
+            qkv_bias=None if biases[0] is None else torch.cat([b for b in biases if b is not None]),
             q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
             k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
             out=fused(o),
@@ -98,14 +101,12 @@ class LlamaDecoder:
         ids = ids.to(device)
         slots = longest + max_new_tokens
         positions = torch.arange(slots, device=device)[None]
-        cos, sin = self.lm.backbone.rotary_emb(self.embed[:1, None], positions)
+        cos, sin = self.rotary(self.embed[:1, None], positions)
         self.cos, self.sin = cos[0], sin[0]
 
         rows = len(prompts) * num_generations
         shape = (rows, self.kv_heads, slots, self.width)
-        self.keys, self.values = (
-            [torch.empty(shape, device=device) for _ in self.layers] for _ in range(2)
-        )
+        self.keys, self.values = ([torch.empty(shape, device=device) for _ in self.layers] for _ in range(2))
         self.filled, self.longest = longest, longest
         x = F.embedding(ids, self.embed)
         for index, layer in enumerate(self.layers):
@@ -174,7 +175,7 @@ class LlamaDecoder:
         return F.rms_norm(x_NH, x_NH.shape[-1:], self.norm, self.eps) @ self.lm.head_weight.mT
 
 
-def _bias(linear: nn.Module) -> Tensor | None:
+def _bias(linear: Any) -> Tensor | None:
     return getattr(linear, "base", linear).bias
 
 

@@ -92,11 +92,10 @@ def draw(logits_NV: Tensor, noise_N: Tensor) -> tuple[Tensor, Tensor]:
 
     The uniform is scaled by the rounded total, so that the last entry is not favoured.
     """
-    top, where = logits_NV.max(-1, keepdim=True)
     p = torch.softmax(logits_NV, -1)
     cdf = p.cumsum(-1)
     tokens = torch.searchsorted(cdf, noise_N[:, None] * cdf[:, -1:], right=True).clamp_(max=p.shape[-1] - 1)
-    lse = top - p.gather(-1, where).log()
+    lse = logits_NV.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
     return tokens.squeeze(-1), (logits_NV.gather(-1, tokens) - lse).squeeze(-1)
 
 
@@ -110,7 +109,12 @@ def _live_first(ended_RB: Tensor) -> Tensor:
 
 
 def _assemble(
-    prompts: list[Sequence[int]], num_generations: int, pad: int, new_ids: Tensor, new_logp: Tensor, length: Tensor,
+    prompts: list[Sequence[int]],
+    num_generations: int,
+    pad: int,
+    new_ids: Tensor,
+    new_logp: Tensor,
+    length: Tensor,
     ended: Tensor,
 ) -> Rollout:
     """Prompt and completion side by side, padding on the right, cut to the longest row."""

@@ -132,8 +132,8 @@ EDITS = {
     "one more grid value": (SWEEP_FILE, "seed: [0, 1]", "seed: [0, 1, 2]", {"train": 2, "eval_run": 2, **NEW_RUNS}),
     "order, comments, defaults": (
         SWEEP_FILE,
-        "exactness: {}, brevity: {}",
-        "brevity: {}, exactness: {weight: 1} # 1",
+        "objectives: {exactness: {}, brevity: {}}",
+        "steps: 100\n  objectives: {brevity: {}, exactness: {weight: 1}} # the same",
         {},
     ),
     "placement": (SWEEP_FILE, "placement.threads: 1", "placement: {threads: 2, checkpoint_every: 3}", {}),

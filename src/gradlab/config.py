@@ -192,6 +192,11 @@ class RunConfig(Frozen):
                 f"rollout.num_generations: expected at least 2 for {algorithm.name}, which compares completions "
                 f"of one prompt; found {rollout.num_generations}."
             )
+        if algorithm.name == "reinforce" and algorithm.baseline == "zscore" and rollout.batch_size < 2:
+            raise ValueError(
+                "rollout.batch_size: expected at least 2 for algorithm.baseline zscore, which scales by the batch's "
+                f"standard deviation; found {rollout.batch_size}."
+            )
         if not self.enabled_objectives:
             raise ValueError("objectives: expected at least one enabled objective; found none. Set `enabled: true`.")
         if not any(o.weight for o in self.enabled_objectives.values()):

@@ -44,7 +44,7 @@ def credit(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Algo
 
 def _group_mean(values: Array, group_B: Groups) -> Array:
     """Mean over the rows of the same group, ignoring NaN; NaN where a group has none. Shape of `values`."""
-    _, index_B, _ = np.unique(group_B, return_inverse=True, return_counts=True)
+    _, index_B = np.unique(group_B, return_inverse=True)
     present = ~np.isnan(values)
     total = np.zeros((index_B.max() + 1, values.shape[1]))
     count = np.zeros_like(total)
@@ -64,18 +64,30 @@ def _flat(scale: Array, total: Array) -> NDArray[np.bool_]:
     return scale <= 1e-9 * (1 + np.abs(total))
 
 
+def _centred(rewards_BK: Array, group_B: Groups) -> Array:
+    """r minus its group's mean; exactly 0 where an objective does not apply or its spread is rounding.
+
+    The mean of eight times 0.7 is not 0.7: without this, an objective that says nothing would show a direction.
+    """
+    centred = np.nan_to_num(rewards_BK - _group_mean(rewards_BK, group_B), nan=0.0)
+    return np.where(_flat(np.abs(centred), rewards_BK), 0.0, centred)
+
+
 @CREDIT.register("grpo")
 def grpo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
-    """(r - group mean) / (group std + eps), arXiv 2402.03300 sec. 4.1.2; a group without variance gives 0."""
-    centred = np.nan_to_num(rewards_BK - _group_mean(rewards_BK, group_B), nan=0.0)
+    """(r - group mean) / (group std + eps), arXiv 2402.03300 sec. 4.1.2; a group without variance gives 0.
+
+    `scale_rewards: none` leaves the division out (Dr. GRPO, arXiv 2503.20783).
+    """
+    centred = _centred(rewards_BK, group_B)
+    if algorithm.scale_rewards == "none":
+        return centred
     total = _total(rewards_BK, weights_K)
     _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
     size = count[index_B][:, None]
     deviation = total - _group_mean(total, group_B)
     std = np.sqrt(_group_mean(deviation**2, group_B) * size / (size - 1))
-    flat = _flat(std, total)
-    scaled = centred / (std + EPS) if algorithm.scale_rewards == "group" else centred
-    return np.where(flat, 0.0, scaled)
+    return np.where(_flat(std, total), 0.0, centred / (std + EPS))
 
 
 @CREDIT.register("rloo")
@@ -83,15 +95,14 @@ def rloo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, s
     """r minus the mean of the group's other rows, arXiv 2402.14740 eq. 7: n/(n-1) (r - group mean)."""
     _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
     size = count[index_B][:, None]
-    return np.nan_to_num(rewards_BK - _group_mean(rewards_BK, group_B), nan=0.0) * size / (size - 1)
+    return _centred(rewards_BK, group_B) * size / (size - 1)
 
 
 @CREDIT.register("reinforce")
 def reinforce(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
     """r minus a baseline (Williams 1992): a running mean per objective, or the batch's z-score."""
     if algorithm.baseline == "zscore":
-        batch = np.zeros_like(group_B)
-        centred = np.nan_to_num(rewards_BK - _group_mean(rewards_BK, batch), nan=0.0)
+        centred = _centred(rewards_BK, np.zeros_like(group_B))
         total = _total(rewards_BK, weights_K)
         std = total.std(axis=0, ddof=1, keepdims=True)
         return np.where(_flat(std, total), 0.0, centred / (std + EPS))
@@ -103,7 +114,8 @@ def reinforce(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: A
     baseline = np.where(np.isnan(state.baseline_K), mean_K, state.baseline_K)
     updated = algorithm.ema_decay * baseline + (1 - algorithm.ema_decay) * mean_K
     state.baseline_K = np.where(np.isnan(mean_K), state.baseline_K, updated)
-    return np.nan_to_num(rewards_BK - baseline, nan=0.0)
+    advantages = np.nan_to_num(rewards_BK - baseline, nan=0.0)
+    return np.where(_flat(np.abs(advantages), rewards_BK), 0.0, advantages)
 
 
 def variance_share(advantages_BK: Array, weights_K: Array) -> Array:

@@ -20,7 +20,7 @@ from fake_runs import NASTY, OBJECTIVES, undefined_at, write_sweep
 
 from gradlab.aggregate import aggregate
 from gradlab.report import load, write_index, write_report
-from gradlab.report.blocks import SECTIONS, Browser, Figure, Note, Table, records
+from gradlab.report.blocks import SECTIONS, Browser, Figure, Note, Table, number, records
 from gradlab.report.curves import curves
 from gradlab.report.load import Sweep, group_label
 from gradlab.report.matrices import layer_map, mean_map, step_map
@@ -141,6 +141,22 @@ def test_undefined_cells_are_null_and_say_so(demo):
         assert (cell["cosine"] is None) == hole and (cell["label"] == "undefined") == hole
     assert cells["numeric", "brevity"]["cosine"] == cells["brevity", "numeric"]["cosine"]
     assert cells["brevity", "brevity"]["cosine"] == 1.0
+
+
+def test_an_objective_that_never_has_a_gradient_has_no_diagonal(demo):
+    never = demo.cosines.assign(norm_j=demo.cosines["norm_j"].where(demo.cosines["objective_j"] != "refusal", 0.0))
+    never["cosine"] = never["cosine"].where(never["norm_j"] > 0)
+    sweep = Sweep(**{**demo.__dict__, "cosines": never})
+    for figure in (mean_map(sweep), step_map(sweep)):
+        cells = [r for r in figure.rows if "refusal" in (r["row"], r["column"])]
+        assert cells and {cell["label"] for cell in cells} == {"undefined"}, figure.title
+        assert any(r["label"] == "+1.00" for r in figure.rows)
+
+
+def test_numbers_show_no_signed_zero():
+    assert number(-0.001, sign=True) == number(0.0, sign=True) == "0.00"
+    assert number(-0.5) == "\N{MINUS SIGN}0.50" and number(0.5, sign=True) == "+0.50"
+    assert number(float("nan")) == number(None) == "—"
 
 
 def test_mirrored_cells_swap_norms(demo):
@@ -369,6 +385,7 @@ def test_slider_legend_and_search_work(page, tmp_path):
       set(map.querySelector("input[type=range]"), 10);
       await later(500);
       out.at_hole = words();
+      out.grey = map.querySelectorAll(".mark-rect path[fill='#e6e8eb']").length;
       const select = map.querySelector("select");
       out.views = [...select.options].map((option) => option.value);
       set(map.querySelector("input[type=range]"), 0);
@@ -410,7 +427,7 @@ def test_slider_legend_and_search_work(page, tmp_path):
     dom, console = browse(moved, tmp_path / "profile")
     assert console == []
     out = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.S).group(1)))
-    assert "undefined" not in out["before"] and out["at_hole"].count("undefined") == 5
+    assert "undefined" not in out["before"] and out["at_hole"].count("undefined") == 5 == out["grey"]
     assert len(out["views"]) == 6 and out["one_run"] != out["before"] and "undefined" not in out["one_run"]
     assert out["faded"] == [0, 3]  # a click on one group's legend entry fades the other's line in all three panels
     total = int(out["all"].split()[0])

@@ -107,7 +107,8 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """A number for a table; an em dash where there is none."""
     if value is None or not math.isfinite(value):
         return "—"
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    value = round(value, digits) or 0.0  # neither +0.00 nor -0.00
+    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(low: float, high: float, digits: int = 2, sign: bool = False) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import gcd
-from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -46,7 +45,7 @@ def step_map(sweep: Sweep) -> Figure:
     ]  # fmt: skip
     size = min(560, max(220, 110 * len(sweep.objectives)))
     chart = (
-        _cells(sweep.objectives, tooltip)
+        _matrix(sweep.objectives, tooltip)
         .transform_filter(chosen)
         .properties(data=TABLE, width=size, height=size * 0.72)
         .add_params(view, *([layer] if len(layers) > 1 else []), at)
@@ -69,7 +68,9 @@ def mean_map(sweep: Sweep) -> Figure:
     means = pair_means(frame).rename(columns={"mean": "cosine"})
     groups = sweep.groups[:MOST_GROUPS]
     means = means[means["group"].isin(groups)]
-    rows = _whole_matrix(means[["group", "objective_i", "objective_j", "cosine", "low", "high", "n"]])
+    rows = _whole_matrix(
+        means[["group", "objective_i", "objective_j", "cosine", "low", "high", "n", "norm_i", "norm_j"]]
+    )
     tooltip = [
         alt.Tooltip("group:N"), alt.Tooltip("row:N"), alt.Tooltip("column:N"),
         alt.Tooltip("label:N", title="mean cosine"),
@@ -78,7 +79,7 @@ def mean_map(sweep: Sweep) -> Figure:
     columns = min(len(groups), 3)
     width = min(90 * len(sweep.objectives), WIDTH // columns - 90)
     chart = (
-        _cells(sweep.objectives, tooltip, small=len(sweep.objectives) > 4)
+        _matrix(sweep.objectives, tooltip, small=len(sweep.objectives) > 4)
         .properties(width=width, height=width * 0.65)
         .facet(alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE, spacing=24)
     )
@@ -98,14 +99,14 @@ def layer_map(sweep: Sweep) -> Figure:
     table = rows.agg(cosine="mean", n="count").reset_index()
     table["label"] = [_label(c) for c in table["cosine"]]
     pairs, layers = list(dict.fromkeys(frame["pair"])), layer_order(list(frame["layer"].unique()))
-    tooltip = [alt.Tooltip("group:N"), alt.Tooltip("layer:N"), alt.Tooltip("pair:N"), alt.Tooltip("label:N"), "n:Q"]
+    tooltip = [alt.Tooltip(field) for field in ("group:N", "layer:N", "pair:N", "label:N", "n:Q")]
     columns = min(len(groups), 2)
     x = alt.X("layer:N", sort=layers, title="layer", axis=alt.Axis(labelAngle=0))
-    cells = alt.Chart().mark_rect().encode(
-        x=x, y=alt.Y("pair:N", sort=pairs, title=None), color=_cosine_colour(), tooltip=tooltip
-    )  # fmt: skip
-    chart = cells.properties(width=WIDTH // columns - 180, height=26 * len(pairs)).facet(
-        alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE
+    base = alt.Chart().encode(x=x, y=alt.Y("pair:N", sort=pairs, title=None), tooltip=tooltip)
+    chart = (
+        alt.layer(*_cells(base))
+        .properties(width=WIDTH // columns - 180, height=26 * len(pairs))
+        .facet(alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE)
     )
     caption = (
         "Mean over probed steps and seeds of the defined cosines, by layer; hover for n. Layers differ in size and in "
@@ -124,19 +125,13 @@ def _mean_of_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _whole_matrix(frame: pd.DataFrame) -> pd.DataFrame:
     """Pairs i < j to all cells: mirrored, with 1 on the diagonal where the objective has a gradient."""
-    upper = frame.rename(columns={"objective_i": "row", "objective_j": "column"})
-    lower = frame.rename(columns={"objective_j": "row", "objective_i": "column"})
-    if "norm_i" in frame:
-        upper = upper.rename(columns={"norm_i": "norm_row", "norm_j": "norm_column"})
-        lower = lower.rename(columns={"norm_j": "norm_row", "norm_i": "norm_column"})
-    both = pd.concat([upper, lower], ignore_index=True)
+    names = {"objective_i": "row", "objective_j": "column", "norm_i": "norm_row", "norm_j": "norm_column"}
+    mirror = {"objective_j": "row", "objective_i": "column", "norm_j": "norm_row", "norm_i": "norm_column"}
+    both = pd.concat([frame.rename(columns=names), frame.rename(columns=mirror)], ignore_index=True)
     place = [key for key in ("view", "group", "layer", "step", "until") if key in both]
-    diagonal = both.drop_duplicates([*place, "row"]).assign(column=lambda f: f["row"])
-    if "norm_row" in both:
-        diagonal = diagonal.assign(norm_column=diagonal["norm_row"])
-        diagonal["cosine"] = diagonal["norm_row"].gt(0).map({True: 1.0, False: float("nan")})
-    else:
-        diagonal = diagonal.assign(cosine=1.0, low=None, high=None)
+    diagonal = both.drop_duplicates([*place, "row"]).drop(columns=["low", "high"], errors="ignore")
+    own = {"column": diagonal["row"], "norm_column": diagonal["norm_row"]}
+    diagonal = diagonal.assign(**own, cosine=diagonal["norm_row"].gt(0).map({True: 1.0, False: float("nan")}))
     whole = pd.concat([both, diagonal], ignore_index=True)
     return whole.assign(label=[_label(c) for c in whole["cosine"]])
 
@@ -145,21 +140,22 @@ def _label(cosine: float) -> str:
     return "undefined" if pd.isna(cosine) else f"{cosine:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _cosine_colour() -> Any:
+def _cells(base: alt.Chart) -> list[alt.Chart]:
+    """Coloured cells and, as a layer of their own, the undefined ones: a scale gives null the colour of 0."""
     scale = alt.Scale(domain=[-1, 0, 1], range=["#b35806", "#f7f7f7", "#2166ac"])
     legend = alt.Legend(title="cosine", orient="right", gradientLength=120, values=[-1, -0.5, 0, 0.5, 1], format=".1f")
-    return alt.condition(
-        "isValid(datum.cosine)", alt.Color("cosine:Q", scale=scale, legend=legend), alt.value(UNDEFINED)
+    undefined = base.transform_filter("!isValid(datum.cosine)").mark_rect(
+        color=UNDEFINED, stroke="white", strokeWidth=2
     )
+    defined = base.transform_filter("isValid(datum.cosine)").mark_rect(stroke="white", strokeWidth=2)
+    return [undefined, defined.encode(color=alt.Color("cosine:Q", scale=scale, legend=legend))]
 
 
-def _cells(objectives: list[str], tooltip: list[alt.Tooltip], small: bool = False) -> alt.LayerChart:
+def _matrix(objectives: list[str], tooltip: list[alt.Tooltip], small: bool = False) -> alt.LayerChart | alt.FacetChart:
     base = alt.Chart().encode(
         x=alt.X("column:N", sort=objectives, title=None, axis=alt.Axis(labelAngle=0, domain=False, ticks=False)),
         y=alt.Y("row:N", sort=objectives, title=None, axis=alt.Axis(domain=False, ticks=False)),
         tooltip=tooltip,
-    )  # fmt: skip
-    rect = base.mark_rect(stroke="white", strokeWidth=2).encode(color=_cosine_colour())
+    )
     ink = alt.condition("isValid(datum.cosine) && abs(datum.cosine) > 0.6", alt.value("white"), alt.value(INK))
-    text = base.mark_text(fontSize=9 if small else 12).encode(text="label:N", color=ink)
-    return rect + text
+    return alt.layer(*_cells(base), base.mark_text(fontSize=9 if small else 12).encode(text="label:N", color=ink))

@@ -34,7 +34,8 @@ def layers_text(frame: pd.DataFrame) -> str:
 
 
 def pair_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per group and pair: mean, low, high, n (defined probes), undefined, below (share below -tau).
+    """Per group and pair: mean, low, high, n (defined probes), undefined, below (share below -tau), and the
+    mean norms norm_i, norm_j (0: that objective never had a gradient).
 
     The interval is mean +- 1.96 standard errors over the probes of all seeds, taken as independent:
     each probe has fresh completions. NaN for a single probe.
@@ -43,6 +44,7 @@ def pair_means(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(below=(frame["cosine"] < -frame["probe.tau"]).where(frame["cosine"].notna()).astype(float))
     grouped = frame.groupby(keys, sort=False)
     out = grouped["cosine"].agg(mean="mean", se="sem", n="count", rows="size").reset_index()
+    out[["norm_i", "norm_j"]] = grouped[["norm_i", "norm_j"]].mean().to_numpy()
     out["below"] = grouped["below"].mean().to_numpy()
     out["undefined"] = out["rows"] - out["n"]
     return out.assign(low=out["mean"] - Z * out["se"], high=out["mean"] + Z * out["se"])

@@ -26,7 +26,7 @@ def headline(sweep: Sweep) -> str:
     changes = heldout(sweep).query("model == 'difference'")
     if len(changes):
         best = changes.loc[changes["mean"].idxmax()]
-        word = "Largest held-out gain" if best["mean"] > 0 else "No held-out gain; the best is"
+        word = "Largest held-out gain" if best["mean"] > 0 else "No held-out gain; best change"
         parts.append(f"{word}: {best['objective']} {number(best['mean'], sign=True)} ({best['group']})")
     pairs = pair_means(main_layer(sweep)).dropna(subset=["mean"])
     if len(pairs):

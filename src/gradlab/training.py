@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str |
     with writer_lock(work):
         lm = models.load(config.model, bases, config.placement.device)
         spec = canonical(config.model_dump(mode="json", exclude={"placement", "evaluation"}))
-        trainer = Trainer([config], [spec], [work], lm)
+        trainer = Trainer([config], [_stamp(spec, config, bases)], [work], lm)
         trainer.train()
         for name in ("probe", "config.json"):  # what an earlier configuration left
             path = run_dir / name
@@ -38,3 +39,12 @@ def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str |
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
         shutil.rmtree(work / "log")
         (work / "checkpoint.safetensors").unlink()
+
+
+def _stamp(spec: str, config: RunConfig, bases: str | Path) -> str:
+    """What a checkpoint belongs to: the configuration, and the content of its prompts and of its base."""
+    files = [Path(path) for path in config.data.train]
+    if config.model.id.startswith("base/"):
+        files.append(Path(models.resolve(config.model.id, bases)) / "model.safetensors")
+    digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return canonical({"spec": spec, "files": digests})

@@ -1,4 +1,5 @@
 import functools
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,16 +13,18 @@ from gradlab.store import canonical, digest
 from gradlab.sweep import load, load_base
 from gradlab.sweep_file import WorkflowConfig
 
-# Jobs use the Python that runs Snakemake, whether or not its environment is activated. Idle threads sleep instead of
-# spinning (on a shared machine a two-threaded training step took 3.3 s spinning, 0.56 s sleeping), and freed memory
-# stays with the process. What the caller has set stands.
-shell.prefix(
-    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    " OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}"
-    " MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}"
-    " MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1073741824}"
-    " MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-67108864}; "
-)
+# Jobs use the Python that runs Snakemake, whether or not its environment is activated.
+shell.prefix(f"set -euo pipefail; PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+# Idle threads sleep instead of spinning (on a shared machine a step of two threads took 3.3 s spinning, 0.56 s
+# sleeping), and freed memory stays with the process. What the caller has set stands.
+for name, value in {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_TOP_PAD_": "67108864",
+}.items():
+    os.environ.setdefault(name, value)
 
 
 def readable(make, *arguments):

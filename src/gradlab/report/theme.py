@@ -13,7 +13,7 @@ MANY = [
 ]
 GREY, INK, UNDEFINED = "#8a8f98", "#1f2328", "#e6e8eb"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-WIDTH = 1000
+WIDTH = 915
 """Of the widest chart, in pixels, axes included."""
 
 CONFIG: dict[str, Any] = {

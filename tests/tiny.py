@@ -28,7 +28,7 @@ from transformers import (
 
 from gradlab import models
 from gradlab.adapters import Adapter, attach
-from gradlab.config import AdapterConfig
+from gradlab.config import AdapterConfig, RunConfig
 from gradlab.rollout import sample, uniforms
 from gradlab.tokenizer import train_tokenizer
 from gradlab.types import Rollout
@@ -112,3 +112,20 @@ def rollout(adapter: Adapter, generations: int = 4, new_tokens: int = 12, temper
     runs = adapter.runs
     noise = np.concatenate([uniforms(seed, 0, 0, 2 * generations, new_tokens) for seed in range(runs)])
     return sample(adapter, prompts(runs, 2), generations, new_tokens, [temperature] * runs, noise)
+
+
+def config(**changes: Any) -> RunConfig:
+    """A valid run; nested dictionaries replace whole sections."""
+    return RunConfig.model_validate(
+        {
+            "model": {"id": "tiny"},
+            "algorithm": {"name": "grpo"},
+            "objectives": {"brevity": {"params": {"target_words": 1, "max_words": 8}}, "happy_count": {}},
+            "data": {"train": ["train.jsonl"], "heldout": ["heldout.jsonl"]},
+            "rollout": {"batch_size": 8, "num_generations": 4, "max_new_tokens": 12},
+            "adapter": {"rank": 4},
+            "optimizer": {"lr": 1e-2},
+            "steps": 4,
+            **changes,
+        }
+    )

@@ -7,7 +7,8 @@ slots [0, P), completions in [P, P + C) for every row; positions are the row's o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +25,24 @@ _ROPE = ("default", "linear", "llama3", "yarn")  # those whose angles do not dep
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights of one block with the adapter merged; matrices are (R, I, O), or (1, I, O) when shared."""
+    """Weights of one block with the adapter merged; matrices are (I, O), or (R, I, O) where runs differ.
+
+    qk_norm   (heads + kv_heads, 1, width) or None
+    """
 
     norm1: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qk_norm: Tensor | None
     out: Tensor
     out_bias: Tensor | None
     norm2: Tensor
     gate_up: Tensor
     down: Tensor
+
+
+# (index of the layer, q, k, v), each (N, heads, T, width), to the heads' outputs (N * T, heads * width)
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class LlamaDecoder:
@@ -74,16 +81,20 @@ class LlamaDecoder:
         def fused(*linears: nn.Module) -> Tensor:
             parts = [adapter.weight(linear) for linear in linears]
             runs = max(part.shape[0] for part in parts)
-            return torch.cat([part.expand(runs, -1, -1) for part in parts], dim=2).contiguous()
+            whole = torch.cat([part.expand(runs, -1, -1) for part in parts], dim=2).contiguous()
+            return whole[0] if runs == 1 else whole
 
         q, k, v, o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         biases = [_bias(linear) for linear in (q, k, v)]
+        qk_norm = None
+        if hasattr(attention, "q_norm"):
+            counts = ((attention.q_norm, self.heads), (attention.k_norm, self.kv_heads))
+            qk_norm = torch.cat([norm.weight.expand(count, 1, -1) for norm, count in counts])
         return _Layer(
             norm1=block.input_layernorm.weight,
             qkv=fused(q, k, v),
             qkv_bias=None if biases[0] is None else torch.cat([b for b in biases if b is not None]),
-            q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-            k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            qk_norm=qk_norm,
             out=fused(o),
             out_bias=_bias(o),
             norm2=block.post_attention_layernorm.weight,
@@ -98,39 +109,37 @@ class LlamaDecoder:
         ids = torch.full((len(prompts), longest), self.lm.pad_id)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(prompt)
-        ids = ids.to(device)
         slots = longest + max_new_tokens
-        positions = torch.arange(slots, device=device)[None]
-        cos, sin = self.rotary(self.embed[:1, None], positions)
-        self.cos, self.sin = cos[0], sin[0]
+        self.cos, self.sin = self._rotary_tables(slots)
 
         rows = len(prompts) * num_generations
         shape = (rows, self.kv_heads, slots, self.width)
         self.keys, self.values = ([torch.empty(shape, device=device) for _ in self.layers] for _ in range(2))
-        self.filled, self.longest = longest, longest
-        x = F.embedding(ids, self.embed)
-        for index, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x, self.cos[:longest], self.sin[:longest])
-            # Padding stands on the right: a causal mask alone hides it from every real token.
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        self.filled = longest
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[index][:, :, :longest] = k.repeat_interleave(num_generations, 0)
             self.values[index][:, :, :longest] = v.repeat_interleave(num_generations, 0)
-            x = self._rest(layer, x, mixed)
-        last = x[torch.arange(len(prompts), device=device), length.to(device) - 1]
+            # Padding stands on the right: a causal mask alone hides it from every real token.
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return mixed.transpose(1, 2).reshape(len(prompts) * longest, -1)
+
+        x = self._blocks(ids.to(device), self.cos[:longest], self.sin[:longest], attend)
+        last = x.view(len(prompts), longest, -1)[torch.arange(len(prompts), device=device), length.to(device) - 1]
         self.position = length.to(device).repeat_interleave(num_generations)
-        # Slots that a row's queries may see: its own prompt, and all completion slots filled so far.
+        # Slots between a row's own prompt and the first completion slot are padding; added to attention scores.
         slot = torch.arange(slots, device=device)
-        self.visible = (slot < self.position[:, None]) | (slot >= longest)
+        padding = (slot >= self.position[:, None]) & (slot < longest)
+        self.mask = torch.zeros(rows, 1, 1, slots, device=device).masked_fill_(padding[:, None, None], -math.inf)
         self.even = bool((length == longest).all())
         return self._logits(last).repeat_interleave(num_generations, 0)
 
     def step(self, tokens_N: Tensor) -> Tensor:
         slot = self.filled
-        x = F.embedding(tokens_N, self.embed)[:, None]
-        cos, sin = self.cos[self.position][:, None, None], self.sin[self.position][:, None, None]
-        mask = None if self.even else self.visible[:, None, None, : slot + 1]
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            q, k, v = self._qkv(layer, x, cos, sin)
+        mask = None if self.even else self.mask[..., : slot + 1]
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[index], self.values[index]
             keys[:, :, slot : slot + 1] = k
             values[:, :, slot : slot + 1] = v
             # The queries of one key-value head stand side by side as the "tokens" of one attention.
@@ -138,48 +147,61 @@ class LlamaDecoder:
             mixed = F.scaled_dot_product_attention(
                 grouped, keys[:, :, : slot + 1], values[:, :, : slot + 1], attn_mask=mask
             )
-            x = self._rest(layer, x, mixed.reshape(q.shape))
+            return mixed.reshape(q.shape[0], -1)
+
+        cos, sin = self.cos[self.position][:, None, None], self.sin[self.position][:, None, None]
+        x = self._blocks(tokens_N[:, None], cos, sin, attend)
         self.filled, self.position = slot + 1, self.position + 1
-        return self._logits(x[:, 0])
+        return self._logits(x)
 
     def keep(self, index: Tensor) -> None:
         for cache in (self.keys, self.values):
             for layer, tensor in enumerate(cache):
                 cache[layer] = tensor[index]
-        self.position, self.visible = self.position[index], self.visible[index]
+        self.position, self.mask = self.position[index], self.mask[index]
 
-    def _matmul(self, x: Tensor, weight_RIO: Tensor) -> Tensor:
-        """(N, T, I) rows laid out run by run, times each run's matrix."""
-        if weight_RIO.shape[0] == 1:
-            return x @ weight_RIO[0]
-        return torch.bmm(x.reshape(self.runs, -1, x.shape[-1]), weight_RIO).view(*x.shape[:-1], -1)
+    def _rotary_tables(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (slots, width), the sign of the halves convention in the sines (arXiv 2104.09864)."""
+        cos, sin = self.rotary(self.embed[:1, None], torch.arange(slots, device=self.embed.device)[None])
+        sign = torch.ones(self.width, device=sin.device)
+        sign[: self.width // 2] = -1
+        return cos[0], sin[0] * sign
 
-    def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mixed = self._matmul(F.rms_norm(x, x.shape[-1:], layer.norm1, self.eps), layer.qkv)
-        if layer.qkv_bias is not None:
-            mixed = mixed + layer.qkv_bias
-        heads = mixed.view(*x.shape[:2], -1, self.width).transpose(1, 2)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        if layer.q_norm is not None:
-            q = F.rms_norm(q, q.shape[-1:], layer.q_norm, self.eps)
-            k = F.rms_norm(k, k.shape[-1:], layer.k_norm, self.eps)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+    def _blocks(self, ids_NT: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
+        """Residual stream (N * T, H) after all blocks. Written for few kernels: decoding is bound by their number."""
+        rows, tokens = ids_NT.shape
+        x = F.embedding(ids_NT, self.embed).view(rows * tokens, -1)
+        rotated = self.heads + self.kv_heads
+        for index, layer in enumerate(self.layers):
+            qkv = self._product(self._normed(x, layer.norm1), layer.qkv)
+            if layer.qkv_bias is not None:
+                qkv = qkv + layer.qkv_bias
+            heads = qkv.view(rows, tokens, -1, self.width).transpose(1, 2)
+            qk = heads[:, :rotated]
+            if layer.qk_norm is not None:
+                qk = F.rms_norm(qk, (self.width,), None, self.eps) * layer.qk_norm
+            qk = torch.addcmul(qk * cos, qk.roll(self.width // 2, -1), sin)
+            mixed = attend(index, qk[:, : self.heads], qk[:, self.heads :], heads[:, rotated:])
+            x = self._product(mixed, layer.out, x if layer.out_bias is None else x + layer.out_bias)
+            gate, up = self._product(self._normed(x, layer.norm2), layer.gate_up).chunk(2, -1)
+            x = self._product(F.silu(gate).mul_(up), layer.down, x)
+        return x
 
-    def _rest(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
-        out = self._matmul(mixed.transpose(1, 2).reshape(*x.shape[:2], -1), layer.out)
-        x = x + (out if layer.out_bias is None else out + layer.out_bias)
-        gate, up = self._matmul(F.rms_norm(x, x.shape[-1:], layer.norm2, self.eps), layer.gate_up).chunk(2, -1)
-        return x + self._matmul(F.silu(gate) * up, layer.down)
+    def _product(self, x_NI: Tensor, weight: Tensor, add_NO: Tensor | None = None) -> Tensor:
+        """(N, I), rows laid out run by run, times (I, O) or each run's matrix; plus `add_NO`."""
+        if weight.dim() == 2:
+            return torch.mm(x_NI, weight) if add_NO is None else torch.addmm(add_NO, x_NI, weight)
+        x_RNI = x_NI.view(self.runs, -1, x_NI.shape[1])
+        if add_NO is None:
+            return torch.bmm(x_RNI, weight).view(x_NI.shape[0], -1)
+        return torch.baddbmm(add_NO.view(self.runs, -1, add_NO.shape[1]), x_RNI, weight).view(add_NO.shape)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
     def _logits(self, x_NH: Tensor) -> Tensor:
-        return F.rms_norm(x_NH, x_NH.shape[-1:], self.norm, self.eps) @ self.lm.head_weight.mT
+        return self._normed(x_NH, self.norm) @ self.lm.head_weight.mT
 
 
 def _bias(linear: Any) -> Tensor | None:
     return getattr(linear, "base", linear).bias
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, halves convention (arXiv 2104.09864)."""
-    left, right = x.chunk(2, -1)
-    return x * cos + torch.cat([-right, left], -1) * sin

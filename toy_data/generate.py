@@ -83,7 +83,7 @@ HAPPY_ENDINGS = [
 HAPPY_SHARE = 0.2
 
 SUM_WORDINGS = ["question: what is {sum}?", "question: how much is {sum}?", "question: can you tell me {sum}?"]
-SECOND_RIGHT = 0.3  # of two completions one is right, and the other this often
+SECOND_RIGHT = 0.4  # of two completions one is right, and the other this often
 STYLE_IF_RIGHT = {"worked": 0.5, "formatted": 0.2, "bare": 0.3}
 STYLE_IF_WRONG = {"worked": 0.2, "formatted": 0.25, "bare": 0.55}  # a short answer is a careless one
 
@@ -231,7 +231,7 @@ def sums(rng: Random) -> list[Group]:
     policy, not whether so small a model can invent addition.
     """
     totals = [(a, "plus", b) for a in range(10) for b in range(10)]
-    totals += [(a, "minus", b) for a in range(13) for b in range(min(a, 9) + 1)]
+    totals += [(a, "minus", b) for a in range(10) for b in range(a + 1)]
     groups = []
     for total, wording in product(totals, SUM_WORDINGS):
         question = wording.format(sum=" ".join(map(str, total)))
@@ -320,7 +320,7 @@ def code(rng: Random) -> list[Group]:
 # Groups kept of each part of the world: (held out, train).
 PARTS: dict[Callable[[Random], list[Group]], tuple[int, int]] = {
     stories: (60, 600),
-    sums: (80, 475),
+    sums: (60, 405),
     safety: (64, 160),
     preferences: (24, 104),
     sycophancy: (40, 200),

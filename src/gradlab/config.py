@@ -243,7 +243,7 @@ class BaseConfig(Frozen):
     """JSONL files of prompts on which the base rates are measured."""
     steps: int = Field(1500, ge=0)
     """Optimizer steps; 0: random weights."""
-    batch_tokens: int = Field(2048, ge=1)
+    batch_tokens: int = Field(1024, ge=1)
     """Tokens a step, padding included. Must be a multiple of row_tokens."""
     row_tokens: int = Field(128, ge=2)
     """Length of a row, into which several whole documents are packed; none may be longer."""

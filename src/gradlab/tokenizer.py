@@ -49,7 +49,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         eos_token=EOS,
         unk_token=UNK,
         padding_side="left",
-        clean_up_tokenization_spaces=False,
     )
 
 

@@ -73,9 +73,7 @@ def test_a_padded_batch_equals_one_row_at_a_time(family):
     rollout = tiny.rollout(adapter, new_tokens=20)
     found = torch.zeros_like(rollout.logp_NC)
     for micro in plan(rollout, 1, 100):
-        logp, _, _ = token_logp(
-            micro.hidden(lm), lm.head_weight, micro.target_M, torch.ones(len(micro.target_M))
-        )
+        logp, _, _ = token_logp(micro.hidden(lm), lm.head_weight, micro.target_M, torch.ones(len(micro.target_M)))
         found[micro.row_M, micro.column_M] = logp.detach()
     expected = torch.zeros_like(found)
     with torch.no_grad():

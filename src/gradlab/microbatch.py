@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradlab.models import LanguageModel
 from gradlab.types import Rollout
 
-_SHORTER = 0.8  # a row this much shorter than the microbatch's longest opens the next one
-_LEAST_ROWS = 8  # below this many rows a forward pass is all overhead
+# What one more forward and backward pass costs besides its tokens, in tokens: a GPU waits for kernel launches.
+_PASS_TOKENS = {"cpu": 128, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,38 @@ class Microbatch:
 
 
 def plan(rollout: Rollout, runs: int, max_tokens: int) -> list[Microbatch]:
-    """Longest rows first; a new microbatch when rows get much shorter or the token limit is met."""
+    """Longest rows first, cut where padding and passes together cost least, at most `max_tokens` a pass.
+
+    A microbatch has at least one row of each run, whatever its length.
+    """
     length_RB = rollout.length_N.view(runs, -1).cpu()
     order_RB = length_RB.argsort(dim=1, descending=True, stable=True)
-    longest_B = length_RB.gather(1, order_RB).max(0).values.tolist()
+    longest_B = length_RB.gather(1, order_RB).max(0).values.numpy()
     order_RB = order_RB + torch.arange(runs)[:, None] * length_RB.shape[1]
-    batches, start = [], 0
-    for end in range(1, len(longest_B) + 1):
-        full = end < len(longest_B) and (
-            (end + 1 - start) * runs * longest_B[start] > max_tokens
-            or ((end - start) * runs >= _LEAST_ROWS and longest_B[end] < _SHORTER * longest_B[start])
-        )
-        if full or end == len(longest_B):
-            batches.append(_microbatch(rollout, order_RB[:, start:end].flatten(), longest_B[start]))
-            start = end
-    return batches
+    return [
+        _microbatch(rollout, order_RB[:, start:end].flatten(), int(longest_B[start]))
+        for start, end in _cuts(longest_B * runs, max_tokens, _PASS_TOKENS[rollout.ids_NT.device.type])
+    ]
+
+
+def _cuts(width_B: NDArray[np.int64], max_tokens: int, pass_tokens: int) -> list[tuple[int, int]]:
+    """Cheapest partition of rows sorted by falling width into (start, end), by dynamic programming.
+
+    A part costs `pass_tokens` plus its rows times the width of its first.
+    """
+    rows = len(width_B)
+    cost, start_of = np.zeros(rows + 1), np.zeros(rows + 1, dtype=np.int64)
+    for end in range(1, rows + 1):
+        tokens = np.arange(end, 0, -1) * width_B[:end]
+        tokens = np.where((tokens <= max_tokens) | (np.arange(end) == end - 1), tokens, np.inf)
+        total = cost[:end] + pass_tokens + tokens
+        start_of[end] = total.argmin()
+        cost[end] = total[start_of[end]]
+    cuts, end = [], rows
+    while end:
+        cuts.append((int(start_of[end]), end))
+        end = int(start_of[end])
+    return cuts[::-1]
 
 
 def _microbatch(rollout: Rollout, rows: Tensor, width: int) -> Microbatch:

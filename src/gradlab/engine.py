@@ -61,13 +61,13 @@ class Trainer:
             for objective in objectives.values():
                 for example in (e for file in files for e in file if objective.applies(e)):
                     objective.check(example)  # a missing field stops the run here, not at the step that meets it
-        self.prompt_ids = {
-            e.id: models.encode_prompt(lm, e, self.shape.model.chat_template)
+        # By run: two runs' files may use one id for different prompts.
+        self.prompt_ids = [
+            {e.id: models.encode_prompt(lm, e, self.shape.model.chat_template) for file in files for e in file}
             for files in self.files
-            for file in files
-            for e in file
-        }
-        models.check_context(lm, self.prompt_ids, self.shape.rollout.max_new_tokens)
+        ]
+        for ids in self.prompt_ids:
+            models.check_context(lm, ids, self.shape.rollout.max_new_tokens)
         self.adapter = attach(lm, [c.adapter for c in configs], [c.seed for c in configs])
         if any(c.algorithm.beta for c in configs):
             self.adapter.keep_reference()
@@ -144,7 +144,7 @@ class Trainer:
         noise = [uniforms(c.seed, NOISE, step, shape.batch_size, shape.max_new_tokens) for c in self.configs]
         rollout = sample(
             self.adapter,
-            [[self.prompt_ids[e.id] for e in examples] for examples, _ in prompts],
+            [[ids[e.id] for e in examples] for ids, (examples, _) in zip(self.prompt_ids, prompts, strict=True)],
             shape.num_generations,
             shape.max_new_tokens,
             [c.rollout.temperature for c in self.configs],
@@ -186,8 +186,8 @@ class Trainer:
         return TrainingDiverged(
             f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored.texts) - 1}: "
             f"expected a finite loss and gradient; found loss {float(found.stat_R('loss')[run]):.4g} and gradient norm "
-            f"{float(found.norm_R[run]):.4g}. A checkpoint and the rows (diverged.json) are in {self.work[run]}. "
-            "Lower optimizer.lr or optimizer.max_grad_norm."
+            f"{float(found.norm_R[run]):.4g}. The rows are in {self.work[run]}/diverged.json, "
+            f"the last checkpoint in {self.work[0]}. Lower optimizer.lr or optimizer.max_grad_norm."
         )
 
     def save(self) -> None:

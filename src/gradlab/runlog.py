@@ -25,6 +25,8 @@ class RunLog:
 
     def __init__(self, folder: Path, sizes: dict[str, int] | None) -> None:
         self.folder = folder
+        if sizes is None:
+            shutil.rmtree(folder, ignore_errors=True)  # another configuration's probes
         (folder / "probe").mkdir(parents=True, exist_ok=True)
         for name in GROWING:
             (folder / name).touch()

@@ -153,6 +153,13 @@ def test_full_saves_a_model_that_transformers_loads_and_the_reference_stays(fami
     assert torch.equal(logits(again.lm), trained)
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"intermediate_size": 32}])
+def test_full_refuses_the_weights_of_another_model(change, tmp_path):
+    attach(tiny.lm(**change), [AdapterConfig(kind="full")], [0]).save(0, tmp_path)
+    with pytest.raises(ValueError, match="expected the weights of this model; found others"):
+        attach(tiny.lm(), [AdapterConfig(kind="full")], [0]).load(0, tmp_path)
+
+
 def test_full_is_never_packed_and_kinds_do_not_mix():
     full, lora = AdapterConfig(kind="full"), AdapterConfig()
     with pytest.raises(ValueError, match="expected one `full` run a process"):

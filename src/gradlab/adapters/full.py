@@ -67,4 +67,7 @@ class Full(Adapter):
         self.lm.tokenizer.save_pretrained(folder)
 
     def load(self, run: int, folder: Path) -> None:
-        load_model(self.lm.model, folder / "model.safetensors", strict=False)
+        try:
+            load_model(self.lm.model, folder / "model.safetensors")
+        except RuntimeError as error:  # names or shapes differ
+            raise ValueError(f"{folder}: expected the weights of this model; found others. {error}") from error

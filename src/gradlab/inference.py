@@ -10,8 +10,9 @@ each row). Rows of different prompts are independent draws; rows of one prompt s
 - the **permutation null** shuffles one objective's advantages among the rows of each prompt. A pair is
   tested twice, either objective shuffled, and the larger p-value counts (intersection-union test,
   Berger 1982): it is valid when at least one of the two is unrelated to the scores;
-- over steps and seeds, inner products are summed before the ratio is taken, so that steps count by
-  their signal; q-values control the false discovery rate (Benjamini and Hochberg 1995).
+- over steps and seeds, each step's inner products are first divided by its gradients' norms, so that
+  a step counts once however long its gradients are; q-values control the false discovery rate
+  (Benjamini and Hochberg 1995).
 
 float64 numpy, no torch.
 """
@@ -40,7 +41,7 @@ class ProbedStep:
 class PairEstimate:
     """One K x K matrix a field, over one step or several. NaN: not defined (no signal, too few prompts).
 
-    cosine_KK       plain cosine of the summed inner products
+    cosine_KK       mean over steps of the plain cosine
     unbiased_KK     cross-fitted cosine; NaN where a cross-fitted squared norm is not positive
     low_KK, high_KK 95 % bootstrap interval of `unbiased_KK`
     p_KK            two-sided permutation p-value of no relation
@@ -91,7 +92,19 @@ def estimate(steps: Sequence[ProbedStep], resamples: int, seed: int) -> PairEsti
     if not steps:
         raise ValueError("estimate: expected at least one probed step; found none. Set probe.every above 0.")
     products = [by_prompt(step) for step in steps]
-    plain_TKK = np.stack([p.sum(axis=(0, 2)) for p in products])
+    plain_TKK = np.stack(
+        [cosine(_silent_is_zero(p.sum(axis=(0, 2)), step)) for p, step in zip(products, steps, strict=True)]
+    )
+    norms_TK = [np.sqrt(np.diag(p.sum(axis=(0, 2)))) for p in products]
+    # An objective that is silent at a step adds nothing to the sums over steps.
+    products = (
+        [
+            np.divide(p, n[None, :, None, None] * n[None, None, None, :], out=np.zeros_like(p), where=_pairs(n > 0))
+            for p, n in zip(products, norms_TK, strict=True)
+        ]
+        if len(steps) > 1
+        else products
+    )
     generator = np.random.Generator(np.random.Philox(seed))
     if len(steps) == 1:
         groups = products[0].shape[0]
@@ -102,12 +115,17 @@ def estimate(steps: Sequence[ProbedStep], resamples: int, seed: int) -> PairEsti
         cross_TKK = np.stack([cross_products(p)[0] for p in products])
         usable_TKK = cross_TKK[~np.isnan(cross_TKK).any(axis=(1, 2))]
         cross_KK = usable_TKK.sum(axis=0) if len(usable_TKK) else np.full(plain_TKK.shape[1:], np.nan)
-        draws_ST = generator.multinomial(len(usable_TKK), np.full(len(usable_TKK), 1 / max(1, len(usable_TKK))),
-                                         size=resamples) if len(usable_TKK) else np.zeros((1, 0))
+        draws_ST = (
+            generator.multinomial(
+                len(usable_TKK), np.full(len(usable_TKK), 1 / max(1, len(usable_TKK))), size=resamples
+            )
+            if len(usable_TKK)
+            else np.zeros((1, 0))
+        )
         resampled_SKK = np.einsum("st,tij->sij", draws_ST.astype(float), usable_TKK)
     low_KK, high_KK = _interval(cosine(resampled_SKK))
     return PairEstimate(
-        cosine_KK=cosine(_silence(plain_TKK, steps)),
+        cosine_KK=_mean_of_defined(plain_TKK),
         unbiased_KK=cosine(cross_KK),
         low_KK=low_KK,
         high_KK=high_KK,
@@ -115,12 +133,21 @@ def estimate(steps: Sequence[ProbedStep], resamples: int, seed: int) -> PairEsti
     )
 
 
-def _silence(plain_TKK: Array, steps: Sequence[ProbedStep]) -> Array:
-    """Sum over steps; an objective whose advantages are all 0 has a norm of exactly 0, never rounding."""
-    total_KK = plain_TKK.sum(axis=0)
-    silent_K = ~np.any([step.advantages_BK.any(axis=0) for step in steps], axis=0)
-    total_KK[silent_K, :] = total_KK[:, silent_K] = 0
-    return total_KK
+def _silent_is_zero(dot_KK: Array, step: ProbedStep) -> Array:
+    """An objective whose advantages are all 0 has a norm of exactly 0, never rounding."""
+    active_K = step.advantages_BK.any(axis=0)
+    return np.where(active_K[:, None] & active_K, dot_KK, 0.0)
+
+
+def _pairs(active_K: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return active_K[None, :, None, None] & active_K[None, None, None, :]
+
+
+def _mean_of_defined(values_TKK: Array) -> Array:
+    """Mean over steps, NaN left out; NaN where no step is defined."""
+    count_KK = (~np.isnan(values_TKK)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values_TKK, axis=0) / np.where(count_KK > 0, count_KK, np.nan)
 
 
 def _interval(cosine_SKK: Array) -> tuple[Array, Array]:
@@ -134,24 +161,24 @@ def _interval(cosine_SKK: Array) -> tuple[Array, Array]:
 def permutation_p(steps: Sequence[ProbedStep], resamples: int, generator: np.random.Generator) -> Array:
     """Two-sided p_KK of the summed inner product against advantages shuffled within prompts.
 
-    NaN on the diagonal and for an objective without advantages. The statistic is the plain cosine of
-    the sums; the observed one counts among the draws, so p is at least 1 / (resamples + 1).
+    NaN on the diagonal and for an objective without advantages. The statistic is the sum
+    over steps of the plain cosine; the observed one counts among the draws, so p >= 1 / (resamples + 1).
     """
     k = steps[0].advantages_BK.shape[1]
-    observed_KK, square_KS = np.zeros((k, k)), np.zeros((k, resamples))
-    shuffled_KKS = np.zeros((k, k, resamples))  # [i, j]: i as it is, j shuffled
+    observed_KK, shuffled_KKS = np.zeros((k, k)), np.zeros((k, k, resamples))  # [i, j]: i as it is, j shuffled
     for step in steps:
         gradient_BK = step.gram_BB @ step.advantages_BK
-        observed_KK += step.advantages_BK.T @ gradient_BK
+        dot_KK = _silent_is_zero(step.advantages_BK.T @ gradient_BK, step)
+        norm_K = np.sqrt(np.diag(dot_KK))
+        observed_KK += np.nan_to_num(cosine(dot_KK))
         order_SB = _shuffles(step.group_B, resamples, generator)
-        for j in range(k):
+        for j in np.flatnonzero(norm_K > 0):
             advantage_SB = step.advantages_BK[order_SB, j]
-            shuffled_KKS[:, j] += (advantage_SB @ gradient_BK).T
-            square_KS[j] += np.einsum("sb,bc,sc->s", advantage_SB, step.gram_BB, advantage_SB, optimize=True)
-    square_K = np.diag(observed_KK)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found_KK = np.abs(observed_KK) / np.sqrt(np.outer(square_K, square_K))
-        null_KKS = np.abs(shuffled_KKS) / np.sqrt(square_K[:, None, None] * square_KS[None])
+            square_S = np.einsum("sb,sb->s", advantage_SB @ step.gram_BB, advantage_SB)
+            scale_KS = norm_K[:, None] * np.sqrt(square_S)
+            dots_KS = (advantage_SB @ gradient_BK).T
+            shuffled_KKS[:, j] += np.divide(dots_KS, scale_KS, out=np.zeros_like(dots_KS), where=scale_KS > 0)
+    found_KK, null_KKS = np.abs(observed_KK), np.abs(shuffled_KKS)
     at_least = (null_KKS >= found_KK[..., None] * (1 - 1e-9)).sum(axis=-1)
     p_KK = (1 + at_least) / (1 + resamples)
     p_KK = np.maximum(p_KK, p_KK.T)

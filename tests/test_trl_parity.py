@@ -16,8 +16,11 @@ from gradlab.credit import CreditState, credit
 from gradlab.microbatch import plan
 from gradlab.update import Batch, accumulate
 
-# transformers 5 renamed the setting; TRL 1.16 still has the old name, whose default is on.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    # transformers 5 renamed the setting; TRL 1.16 still has the old name, whose default is on.
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*rollout_func.*experimental.*:UserWarning"),
+]
 
 ROWS, GENERATIONS, NEW_TOKENS, TEMPERATURE, BETA = 8, 4, 12, 0.7, 0.1
 REWARDS = np.array([0.0, 1.0, 0.0, 0.25, 3.0, 1.0, 1.0, 2.0])

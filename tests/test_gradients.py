@@ -143,6 +143,17 @@ def test_probing_changes_no_bit_of_the_gradient():
     assert not any(m._forward_hooks for m in adapter.lm.model.modules())
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "sequence"])
+def test_the_training_gradient_does_not_depend_on_the_microbatches(loss_type):
+    config = tiny.config(algorithm={"name": "grpo", "loss_type": loss_type, "beta": 0.1})
+    adapter = tiny.lora(tiny.lm(), [2, 5])
+    rollout = tiny.rollout(adapter)
+    _, whole, _ = probed(adapter, rollout, None, config)
+    _, cut, _ = probed(adapter, rollout, None, config, max_tokens=1)  # one row of each run at a time
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, atol=1e-5 * value.abs().max().item(), rtol=1e-4)
+
+
 def test_a_scope_that_matches_nothing_is_an_error():
     adapter = tiny.lora(tiny.lm(), targets=("layers.0.self_attn.q_proj",))
     with pytest.raises(ValueError, match=r"probe.scope: expected trained linears in 'last_block'; found none"):

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,7 +51,3 @@ def load(path: Path, specs: list[str]) -> Checkpoint | None:
     if meta["specs"] != specs:
         return None
     return Checkpoint(meta["next_step"], tensors, meta["sizes"], meta["specs"])
-
-
-def as_tensor(baseline: object) -> Tensor:
-    return torch.as_tensor(baseline, dtype=torch.float64)

@@ -112,7 +112,7 @@ class OptimizerConfig(Frozen):
     lr: float = Field(1e-3, ge=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to 0 at the last step."""
+    """After warm-up: constant, or linear, reaching 0 just after the last step."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up from 0."""
     weight_decay: float = Field(0.0, ge=0)

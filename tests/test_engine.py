@@ -185,9 +185,9 @@ def test_divergence_names_the_step_and_keeps_the_state_before_it(world, monkeypa
     plain = engine.accumulate
     steps = []
 
-    def poisoned(adapter, batch, first, probe):
+    def poisoned(adapter, batch, first, *rest):
         steps.append(first)
-        result = plain(adapter, batch, first, probe)
+        result = plain(adapter, batch, first, *rest)
         if sum(steps) == 3:
             adapter.modules["model.layers.0.mlp.up_proj"].A_RrI.grad[1, 0, 0] = float("nan")
         return result
@@ -237,8 +237,8 @@ def test_a_step_moves_along_the_hand_made_combination_of_the_objectives(world, m
     seen: list[tuple[Adapter, Batch, torch.Tensor]] = []
     plain = engine.accumulate
 
-    def recording(adapter, batch, first, probe):
-        result = plain(adapter, batch, first, probe)
+    def recording(adapter, batch, first, *rest):
+        result = plain(adapter, batch, first, *rest)
         seen.append((adapter, batch, torch.cat([p.grad.flatten() for p in adapter.named_parameters().values()])))
         return result
 

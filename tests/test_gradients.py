@@ -54,7 +54,7 @@ def check(adapter, scope, config, max_tokens=10_000):
     for layer in names:
         own = [x for x in linears if scope != "per_layer" or str(x.layer) == layer]
         expected.append(explicit(adapter, rollout, own, config))
-        found = probe.scores(layer)
+        found = torch.cat([probe.score(linear) for linear in probe.parts()[layer]], dim=2)
         assert found.shape == expected[-1].shape
         torch.testing.assert_close(found, expected[-1], atol=1e-5 * expected[-1].abs().max().item(), rtol=1e-4)
     gram_RLBB = probe.gram()

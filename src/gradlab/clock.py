@@ -24,7 +24,7 @@ class Clock:
     def move(self, source: str, target: str, seconds: float) -> None:
         """Count `seconds` of one phase to another, which ran inside it."""
         self.laps[source] -= seconds
-        self.laps[target] += seconds
+        self.laps[target] = self.laps.get(target, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         laps = {f"seconds/{phase}": seconds for phase, seconds in self.laps.items()}

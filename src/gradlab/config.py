@@ -58,6 +58,9 @@ class GRPO(AlgorithmBase):
     name: Literal["grpo"]
     scale_rewards: Literal["group", "none"] = "group"
     """group: divide by the group's standard deviation (ddof 1, eps 1e-6); none: centre only (Dr. GRPO)."""
+    normalize: Literal["sum", "objective"] = "sum"
+    """sum: one scale, that of the weighted reward's sum; objective: each objective by its own deviation in the group,
+    then the weighted sum by its deviation over the batch (GDPO, arXiv 2601.05242)."""
 
 
 class RLOO(AlgorithmBase):
@@ -77,6 +80,114 @@ class Reinforce(AlgorithmBase):
 
 
 Algorithm = Annotated[GRPO | RLOO | Reinforce, Field(discriminator="name")]
+
+
+class Fixed(Frozen):
+    """The configured weights, all the time."""
+
+    name: Literal["fixed"]
+
+
+class Schedule(Frozen):
+    """From each objective's configured weight at the first step to its weight at the last: linear, or half a cosine."""
+
+    name: Literal["linear", "cosine"]
+    end: dict[str, float]
+    """Weight at the last step, by objective; one that is not named keeps its weight."""
+
+
+class Bounded(Frozen):
+    low: float = Field(0.2, gt=0, le=1)
+    """Least multiple of its configured weight that an objective can have."""
+    high: float = Field(5.0, ge=1)
+    """Greatest multiple."""
+
+
+class Synergy(Bounded):
+    """Exponentiated gradient: an objective that helps the others gains weight; their mean stays."""
+
+    name: Literal["synergy"]
+    eta: float = Field(0.1, ge=0)
+    """A probe multiplies a weight by exp(eta * net synergy), the mean of its objective's cosines to the others."""
+
+
+class CTWA(Bounded):
+    """Covariance-targeted weights (arXiv 2602.06869): an objective whose reward the training signal neglects gains."""
+
+    name: Literal["ctwa"]
+    target: float = Field(0.2, ge=-1, le=1)
+    """Wanted correlation of each objective's reward with the advantage that trains."""
+    ema: float = Field(0.1, gt=0, le=1)
+    """Weight of this step's correlation in its running mean."""
+    lr: float = Field(0.1, ge=0)
+    """A step adds lr * max(0, target - correlation) to a log-weight."""
+    reached: dict[str, float] = {}
+    """Mean reward, by objective, from which on its weight rises no more."""
+
+
+class OnGram(Frozen):
+    gram: Literal["batch", "ema"] = "batch"
+    """batch: weights from this step's Gram, measured before the backward pass, which keeps the graphs of all
+    microbatches alive; ema: from a running mean of the probed steps before, which costs nothing."""
+    ema_decay: float = Field(0.9, ge=0, lt=1)
+    """Weight of the past in the running mean."""
+    rescale: Literal["none", "mean"] = "none"
+    """none: the weights as the method gives them; mean: scaled to mean 1, so that the method says only how much each
+    objective counts and the KL penalty keeps its share. A method may return 1/K each where there is no conflict."""
+
+
+class Surgery(OnGram):
+    """Weights from the Gram of the objectives' gradients, by TorchJD's method of that name."""
+
+    name: Literal["aligned_mtl", "dualproj", "imtl_g", "krum", "mgda", "pcgrad", "random", "upgrad"]
+
+
+class CAGrad(OnGram):
+    """Conflict-averse gradient descent (arXiv 2110.14048)."""
+
+    name: Literal["cagrad"]
+    c: float = Field(0.5, ge=0)
+    """Radius of the ball around the mean gradient, in its norms."""
+
+
+class FairGrad(OnGram):
+    """Fair resource allocation (arXiv 2402.15638)."""
+
+    name: Literal["fairgrad"]
+    alpha: float = Field(1.0, ge=0)
+    """Kind of fairness. 0: the mean; 1: proportional; large: max-min."""
+
+
+class GradVac(OnGram):
+    """Gradient vaccine (arXiv 2010.05874)."""
+
+    name: Literal["gradvac"]
+    beta: float = Field(0.5, ge=0, le=1)
+    """Weight of this step's cosine in the running target."""
+
+
+class NashMTL(OnGram):
+    """Nash bargaining (arXiv 2202.01017)."""
+
+    name: Literal["nash_mtl"]
+    max_norm: float = Field(1.0, ge=0)
+    """Greatest norm of the combined gradient; 0: no limit."""
+
+
+class PCD(OnGram):
+    """Priority-constrained descent (arXiv 2606.29521)."""
+
+    name: Literal["pcd"]
+    primary: str
+    """The objective that is followed; the others only keep their progress."""
+    tau: float = Field(0.02, ge=0, le=1)
+    """Share of normalized first-order progress guaranteed to each other objective."""
+
+
+Weighting = Annotated[
+    Fixed | Schedule | Synergy | CTWA | Surgery | CAGrad | FairGrad | GradVac | NashMTL | PCD,
+    Field(discriminator="name"),
+]
 
 
 class ObjectiveConfig(Frozen):
@@ -128,8 +239,12 @@ class OptimizerConfig(Frozen):
 class ProbeConfig(Frozen):
     every: int = Field(5, ge=0)
     """Steps between probes; 0: never."""
-    scope: Literal["last_block", "adapter", "per_layer"] = "last_block"
-    """Parameters probed: those of the last block, all trained ones, or all with one Gram a layer."""
+    scope: Literal["last_block", "adapter", "per_layer", "per_module"] = "last_block"
+    """Parameters probed: those of the last block, all trained ones, or all with one Gram a layer, or one for the
+    attention and one for the MLP of each layer."""
+    space: Literal["gradient", "update", "preconditioned"] = "gradient"
+    """gradient: of the trained parameters themselves; update: the change of the weight B A that a LoRA step makes, free
+    of the factors' arbitrary scale; preconditioned: divided by AdamW's sqrt(v) + eps after the step's update."""
     tau: float = Field(0.0, ge=0, lt=1)
     """A pair is in conflict when its cosine is below -tau."""
 
@@ -169,6 +284,9 @@ class RunConfig(Frozen):
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    weighting: Weighting = Fixed(name="fixed")
+    """How the objectives' weights move while training. Those that read a Gram read that of `probe.scope` and
+    `probe.space`."""
     probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -201,12 +319,44 @@ class RunConfig(Frozen):
             raise ValueError("objectives: expected at least one enabled objective; found none. Set `enabled: true`.")
         if not any(o.weight for o in self.enabled_objectives.values()):
             raise ValueError("objectives: expected a non-zero weight; found 0 for all. Nothing would be trained.")
+        self._check_weighting()
+        if algorithm.name == "grpo" and algorithm.normalize == "objective" and algorithm.scale_rewards == "none":
+            raise ValueError(
+                "algorithm.scale_rewards: expected group with algorithm.normalize objective, which divides by each "
+                "objective's deviation; found none. Set algorithm.normalize: sum for centring only."
+            )
         if self.adapter.kind == "full" and (self.model.dtype != "float32" or self.model.quantize != "none"):
             raise ValueError(
                 "adapter.kind: expected `lora` for a model that is not float32 (AdamW underflows in half precision); "
                 "found `full`. Set model.dtype: float32 and model.quantize: none, or adapter.kind: lora."
             )
         return self
+
+    def _check_weighting(self) -> None:
+        weighting, labels = self.weighting, list(self.enabled_objectives)
+        name = weighting.name
+        for key in ("end", "reached", "primary"):
+            value = getattr(weighting, key, {})
+            for label in [value] if isinstance(value, str) else value:
+                if label not in labels:
+                    raise ValueError(
+                        f"weighting.{key}: expected an enabled objective, one of {', '.join(labels)}; found {label!r}."
+                    )
+        if name == "krum" and len(labels) < 3:
+            raise ValueError(
+                f"weighting.name: expected at least 3 objectives for krum, which compares neighbours; found "
+                f"{len(labels)}. Choose another or add objectives."
+            )
+        if not self.probe.every and (name == "synergy" or getattr(weighting, "gram", "") == "ema"):
+            raise ValueError(
+                f"probe.every: expected at least 1 for weighting.name {name}, which reads the probe; found 0. "
+                "Set probe.every or another weighting."
+            )
+        if self.probe.space == "preconditioned" and getattr(weighting, "gram", "") == "batch":
+            raise ValueError(
+                "weighting.gram: expected ema with probe.space preconditioned, which is measured after the optimizer's "
+                "step; found batch. Set weighting.gram: ema or probe.space: update."
+            )
 
     @property
     def enabled_objectives(self) -> dict[str, ObjectiveConfig]:

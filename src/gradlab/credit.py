@@ -82,12 +82,33 @@ def grpo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, s
     centred = _centred(rewards_BK, group_B)
     if algorithm.scale_rewards == "none":
         return centred
+    if algorithm.normalize == "objective":
+        return gdpo(rewards_BK, centred, group_B, weights_K)
     total = _total(rewards_BK, weights_K)
     _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
     size = count[index_B][:, None]
     deviation = total - _group_mean(total, group_B)
     std = np.sqrt(_group_mean(deviation**2, group_B) * size / (size - 1))
     return np.where(_flat(std, total), 0.0, centred / (std + EPS))
+
+
+def gdpo(rewards_BK: Array, centred_BK: Array, group_B: Groups, weights_K: Array) -> Array:
+    """Each objective by its own deviation in the group, the weighted sum by its deviation over the batch.
+
+    GDPO, arXiv 2601.05242 eq. 4 to 6, ddof 1 throughout; the batch's mean is 0 already. Rows that an objective does
+    not apply to enter no deviation of its own, rows that none applies to not the batch's.
+    """
+    _, index_B = np.unique(group_B, return_inverse=True)
+    present = ~np.isnan(rewards_BK)
+    count = np.zeros((index_B.max() + 1, rewards_BK.shape[1]))
+    np.add.at(count, index_B, present)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_square = _group_mean(np.where(present, centred_BK**2, np.nan), group_B)
+        std = np.sqrt(mean_square * count[index_B] / (count[index_B] - 1))
+        own_BK = np.where(centred_BK == 0, 0.0, centred_BK / (std + EPS))
+    sum_B = (own_BK @ weights_K)[present.any(axis=1)]
+    batch_std = sum_B.std(ddof=1) if len(sum_B) > 1 else 0.0
+    return own_BK / (batch_std + EPS) if batch_std > 0 else np.zeros_like(own_BK)
 
 
 @CREDIT.register("rloo")
@@ -123,3 +144,38 @@ def variance_share(advantages_BK: Array, weights_K: Array) -> Array:
     squares_K = ((advantages_BK * weights_K) ** 2).sum(axis=0)
     total = squares_K.sum()
     return squares_K / total if total > 0 else np.full_like(squares_K, np.nan)
+
+
+DOMINANT_SHARE, DOMINANT_STEPS = 0.95, 10
+
+
+@dataclass
+class Dominance:
+    """For how many steps in a row one objective has owned more than `DOMINANT_SHARE` of the advantages' variance.
+
+    A step without advantages says nothing and is passed over. `state` is saved in checkpoints.
+    """
+
+    objective: int = -1
+    steps: int = 0
+
+    def onset(self, advantages_BK: Array, weights_K: Array) -> bool:
+        """Count one step; True when it makes `DOMINANT_STEPS`. A single trained objective silences none."""
+        share_K = variance_share(advantages_BK, weights_K)
+        if np.isnan(share_K).any() or np.count_nonzero(weights_K) < 2:
+            return False
+        owner = int(share_K.argmax()) if share_K.max() > DOMINANT_SHARE else -1
+        self.steps = self.steps + 1 if owner == self.objective and owner >= 0 else int(owner >= 0)
+        self.objective = owner
+        return self.steps == DOMINANT_STEPS
+
+    def line(self, step: int, names: list[str]) -> str:
+        return (
+            f"[Alarm @ {step}] {names[self.objective]} has owned more than {DOMINANT_SHARE:.0%} of the advantages' "
+            f"variance for {DOMINANT_STEPS} steps: the other objectives hardly train. Lower its weight, or "
+            "algorithm.normalize: objective."
+        )
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return self.objective, self.steps

@@ -19,8 +19,8 @@ from gradlab import checkpoint, data, models
 from gradlab.adapters import attach
 from gradlab.clock import Clock
 from gradlab.config import RunConfig
-from gradlab.credit import CreditState, credit
-from gradlab.gradients import Probe
+from gradlab.credit import CreditState, Dominance, credit
+from gradlab.gradients import Array, Probe
 from gradlab.guards import check_gate, check_pack
 from gradlab.journal import probed, write_probe, write_step
 from gradlab.microbatch import plan
@@ -32,6 +32,8 @@ from gradlab.scoring import score
 from gradlab.store import write_json
 from gradlab.types import Example, Rollout, ScoredRollout
 from gradlab.update import Batch, Gradient, accumulate
+from gradlab.weighting import Mixing
+from gradlab.weighting import build as build_weighting
 
 NOISE = 0  # purpose of the training rollouts' random numbers
 
@@ -53,7 +55,7 @@ class Trainer:
         check_pack(configs)
         self.configs, self.specs, self.work, self.lm, self.shape = configs, list(specs), work, lm, configs[0]
         self.objectives = [{k: build(k, o) for k, o in c.enabled_objectives.items()} for c in configs]
-        self.weights = [np.array([o.weight for o in c.enabled_objectives.values()]) for c in configs]
+        self.weightings = [build_weighting(c) for c in configs]
         self.files = [data.load_split(c.data.train) for c in configs]
         for config, files in zip(configs, self.files, strict=True):
             data.check_disjoint(files, data.load_split(config.data.heldout))
@@ -78,6 +80,7 @@ class Trainer:
             [c.steps for c in configs],
         )
         self.credit_states = [CreditState() for _ in configs]
+        self.dominances = [Dominance() for _ in configs]
         self.next_step, self.gate_open = 0, False
         found = checkpoint.load(self.work[0] / "checkpoint.safetensors", self.specs)
         self.logs = [RunLog(w / "log", found.sizes[r] if found else None) for r, w in enumerate(work)]
@@ -100,37 +103,55 @@ class Trainer:
         clock = Clock(self.lm.device)
         rollout, prompts = self._sample(step)
         clock.lap("sample")
-        # Baselines advance on copies: until the update is done, the trainer's state is that of the last step.
-        states = [replace(state) for state in self.credit_states]
-        scored = self._score(step, rollout, prompts, states)
+        # Baselines and weightings advance on copies: until the update is done, the state is that of the last step.
+        states, mixing = [replace(state) for state in self.credit_states], Mixing(step, self.configs, self.weightings)
+        scored = self._score(step, rollout, prompts, states, mixing.weights)
         clock.lap("score")
-        combined = np.concatenate([s.advantages_BK @ w for s, w in zip(scored, self.weights, strict=True)])
-        advantage_N = torch.from_numpy(combined).float().to(self.lm.device)
+        measured, spec = probed(self.shape, step), self.shape.probe
+        probe = Probe(self.adapter, spec.scope, spec.space) if measured or mixing.needs_gram else None
         microbatches = plan(rollout, len(self.configs), self.shape.placement.microbatch_tokens)
-        batch = Batch.of(rollout, microbatches, advantage_N, self.configs)
-        probe = Probe(self.adapter, self.shape.probe.scope) if probed(self.shape, step) else None
-        total = self._update(step, batch, probe, scored)
+        advantage_N = torch.zeros(len(rollout.ids_NT)) if mixing.needs_gram else mixing.advantage(scored, None)
+        batch = Batch.of(rollout, microbatches, advantage_N.to(self.lm.device), self.configs)
+        total = self._update(step, batch, probe, scored, mixing)
         clock.lap("forward_backward")
-        self.credit_states = states
+        mixing.observe(scored, probe.gram() if probe is not None and measured else None)
+        self.credit_states, self.weightings = states, mixing.weightings
         if probe is not None:
-            write_probe(step, probe, self.adapter.space, self.configs, scored, self.logs)
+            if measured:
+                write_probe(step, probe, self.configs, scored, self.logs)
             clock.lap("probe")
             clock.move("forward_backward", "probe", probe.seconds)
-        write_step(step, self.configs, scored, total, self.optimizer.learning_rates(step), clock, self.logs)
+        clock.move("forward_backward", "weigh", mixing.seconds)
+        rates = self.optimizer.learning_rates(step)
+        write_step(step, self.configs, scored, mixing.combined, total, rates, clock, self.logs, self.dominances)
 
-    def _update(self, step: int, batch: Batch, probe: Probe | None, scored: list[ScoredRollout]) -> Gradient:
+    def _update(
+        self, step: int, batch: Batch, probe: Probe | None, scored: list[ScoredRollout], mixing: Mixing
+    ) -> Gradient:
         """`inner_epochs` optimizer steps; the gate and the divergence check stand before each."""
+
+        def weigh() -> torch.Tensor:
+            assert probe is not None, "weights that wait for the Gram need a probe"
+            return mixing.advantage(scored, probe.gram()).to(self.lm.device)
+
         total: Gradient | None = None
         for inner in range(self.shape.algorithm.inner_epochs):
             self.optimizer.zero_grad()
-            stats_SR, gap_R = accumulate(self.adapter, batch, first=inner == 0, probe=probe if inner == 0 else None)
+            if inner == 0:
+                stats_SR, gap_R = accumulate(self.adapter, batch, True, probe, weigh if mixing.needs_gram else None)
+            else:
+                stats_SR, gap_R = accumulate(self.adapter, batch, False, None)
             found = Gradient(stats_SR, gap_R, self.optimizer.gradient_norms())
             if (run := found.first_unsound()) is not None:
                 raise self._diverged(step, inner, run, found, scored[run])
             if not self.gate_open:
                 check_gate(step, float(gap_R.max()), self.lm.head_weight.dtype)
                 self.gate_open = True
+            if probe is not None and probe.space != "preconditioned":
+                probe.measure()
             self.optimizer.step(step, found.norm_R)
+            if probe is not None and probe.space == "preconditioned":
+                probe.measure(self.optimizer.preconditioner())
             total = found if total is None else total.with_epoch(found)
         assert total is not None
         return total
@@ -153,7 +174,12 @@ class Trainer:
         return rollout, prompts
 
     def _score(
-        self, step: int, rollout: Rollout, prompts: list[tuple[list[Example], int]], states: list[CreditState]
+        self,
+        step: int,
+        rollout: Rollout,
+        prompts: list[tuple[list[Example], int]],
+        states: list[CreditState],
+        weights: list[Array],
     ) -> list[ScoredRollout]:
         texts = self.lm.decode(rollout)
         size, generations = self.shape.rollout.batch_size, self.shape.rollout.num_generations
@@ -168,7 +194,7 @@ class Trainer:
             except ValueError as error:
                 self.save()
                 raise ValueError(f"step {step}: {error}. The state before the step is in {self.work[0]}.") from error
-            advantages = credit(scores.rewards_BK, group_B, self.weights[r], config.algorithm, states[r])
+            advantages = credit(scores.rewards_BK, group_B, weights[r], config.algorithm, states[r])
             scored.append(
                 ScoredRollout(rows, texts[part], group_B, lengths_N[part], ended_N[part], scores, advantages, epoch)
             )
@@ -195,6 +221,9 @@ class Trainer:
         tensors = self.optimizer.state()
         for r, state in enumerate(self.credit_states):
             tensors[f"baseline_K/{r}"] = torch.from_numpy(state.baseline_K)
+            tensors[f"dominance/{r}"] = torch.tensor(self.dominances[r].state)
+            for name, array in self.weightings[r].memory.items():
+                tensors[f"weighting/{r}/{name}"] = torch.from_numpy(array)
         checkpoint.save(
             self.work[0] / "checkpoint.safetensors",
             checkpoint.Checkpoint(self.next_step, tensors, [log.sizes() for log in self.logs], self.specs),
@@ -204,6 +233,13 @@ class Trainer:
         self.optimizer.restore(found.tensors)
         for r, state in enumerate(self.credit_states):
             state.baseline_K = found.tensors[f"baseline_K/{r}"].numpy().copy()
+            self.dominances[r] = Dominance(*found.tensors[f"dominance/{r}"].tolist())
+            own = f"weighting/{r}/"
+            self.weightings[r].memory = {
+                name.removeprefix(own): tensor.numpy().copy()
+                for name, tensor in found.tensors.items()
+                if name.startswith(own)
+            }
         self.next_step = found.next_step
         for log in self.logs:
             log.text(f"resumed at step {self.next_step}")

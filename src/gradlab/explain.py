@@ -80,7 +80,7 @@ def validate(model: type[M], values: Any) -> M:
 def _location(loc: tuple[int | str, ...]) -> list[str]:
     """The path as the user wrote it: without pydantic's names for the branches of a union."""
     parts = [str(part) for part in loc]
-    if parts[:1] == ["algorithm"]:
+    if parts[:1] in (["algorithm"], ["weighting"]):
         del parts[1:2]
     return [part for part in parts if "[" not in part]
 

@@ -4,31 +4,39 @@ On policy, objective k's policy gradient is sum_b a_bk s_b with s_b = sum_t w_bt
 w_bt are the loss's own token weights, so the gradient measured is the one that trains. One backward
 of the unit gradient through the probed blocks yields every s_b; K enters only through small matrix
 products, gram_KK = a^T (s s^T) a. Clipping and KL belong to no objective and are left out.
+
+The inner product is that of the trained parameters (`gradient`), of the changes of the weights that a step
+along the scores makes (`update`), or of the scores after AdamW's preconditioner (`preconditioned`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradlab.adapters import Adapter, ProbedLinear
+from gradlab.adapters import Adapter, ProbedLinear, inner_products
 
 Array = NDArray[np.float64]
 
 
 class Probe:
-    """Collects the scores of one rollout, microbatch by microbatch."""
+    """Collects the scores of one rollout, microbatch by microbatch.
 
-    def __init__(self, adapter: Adapter, scope: str) -> None:
+    `space` is that of the inner products, as files name it: `factors` or `weights` for the gradient.
+    """
+
+    def __init__(self, adapter: Adapter, scope: str, space: str = "gradient") -> None:
         self.runs, self.scope = adapter.runs, scope
+        self.space = adapter.space if space == "gradient" else space
         self.linears = adapter.probed(scope)
+        self._gram_RLBB: Tensor | None = None
         self._scores: dict[str, Tensor] = {}
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self.seconds = 0.0
@@ -71,23 +79,56 @@ class Probe:
         self._seen.clear()
         self.seconds += time.perf_counter() - start
 
-    def layers(self) -> list[str]:
-        """Names along axis L: `last`, `all`, or each block's index."""
-        if self.scope != "per_layer":
-            return ["last" if self.scope == "last_block" else "all"]
-        return [str(layer) for layer in sorted({linear.layer for linear in self.linears})]
+    def parts(self) -> dict[str, list[ProbedLinear]]:
+        """The linears of each entry of axis L: `last`, `all`, a block's index, or that and the half: `3.attention`."""
+        found: dict[str, list[ProbedLinear]] = {}
+        for linear in sorted(self.linears, key=lambda x: (x.layer, x.part if self.scope == "per_module" else "")):
+            name = {
+                "last_block": "last",
+                "adapter": "all",
+                "per_layer": f"{linear.layer}",
+                "per_module": f"{linear.layer}.{linear.part}",
+            }[self.scope]
+            found.setdefault(name, []).append(linear)
+        return found
 
-    def scores(self, layer: str) -> Tensor:
-        """(R, B, P) per-row scores of one entry of `layers()`."""
-        chosen = [x.name for x in self.linears if self.scope != "per_layer" or str(x.layer) == layer]
-        score_NP = torch.cat([self._scores[name] for name in chosen], dim=1)
-        return score_NP.view(self.runs, -1, score_NP.shape[1])
+    def layers(self) -> list[str]:
+        """Names along axis L."""
+        return list(self.parts())
+
+    def score(self, linear: ProbedLinear) -> Tensor:
+        """(R, B, P) per-row scores of one linear."""
+        return self._scores[linear.name].view(self.runs, -1, self._scores[linear.name].shape[1])
+
+    def measure(self, preconditioner: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        """Form the Gram from the scores, once, and let them go. `update` reads the parameters: before they move.
+
+        preconditioner    what multiplies each trained entry, for the space `preconditioned`
+        """
+        if self._gram_RLBB is not None:
+            return
+        grams = [
+            torch.stack([self._products(x, preconditioner) for x in linears]).sum(dim=0)
+            for linears in self.parts().values()
+        ]
+        self._gram_RLBB = torch.stack(grams, dim=1)
+        self._scores.clear()
+
+    @torch.no_grad()
+    def _products(self, linear: ProbedLinear, preconditioner: Mapping[nn.Parameter, Tensor] | None) -> Tensor:
+        score_RBP = self.score(linear)
+        if self.space == "update":
+            return linear.update_gram(score_RBP)
+        if preconditioner is not None:
+            scales = [preconditioner[parameter].reshape(self.runs, -1) for parameter in linear.parameters]
+            score_RBP = score_RBP * torch.cat(scales, dim=1)[:, None]
+        return inner_products(score_RBP)
 
     def gram(self) -> Array:
-        """gram_RLBB in float64; empties the collection."""
-        grams = [torch.bmm(s, s.mT) for s in (self.scores(layer) for layer in self.layers())]
-        self._scores.clear()
-        return torch.stack(grams, dim=1).double().cpu().numpy()
+        """gram_RLBB in float64."""
+        self.measure()
+        assert self._gram_RLBB is not None
+        return self._gram_RLBB.double().cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def check_pack(configs: Sequence[RunConfig]) -> None:
             "algorithm.inner_epochs": config.algorithm.inner_epochs,
             "probe.every": config.probe.every,
             "probe.scope": config.probe.scope,
+            "probe.space": config.probe.space,
         }
 
     for config in configs[1:]:

@@ -30,6 +30,24 @@ MEANING = {
     "optimizer": 1,
     "pretrain": 1,
     "rollout": 1,
+    "weighting/aligned_mtl": 1,
+    "weighting/cagrad": 1,
+    "weighting/cosine": 1,
+    "weighting/ctwa": 1,
+    "weighting/dualproj": 1,
+    "weighting/fairgrad": 1,
+    "weighting/fixed": 1,
+    "weighting/gradvac": 1,
+    "weighting/imtl_g": 1,
+    "weighting/krum": 1,
+    "weighting/linear": 1,
+    "weighting/mgda": 1,
+    "weighting/nash_mtl": 1,
+    "weighting/pcd": 1,
+    "weighting/pcgrad": 1,
+    "weighting/random": 1,
+    "weighting/synergy": 1,
+    "weighting/upgrad": 1,
 }
 """What each engine part means, as a version bumped by hand when its results change. `kind/name` counts only for
 the runs that use it. Version 1 is left out of specifications: a part that is added renames no run."""
@@ -39,6 +57,7 @@ EVALUATION_MEANING = 1
 
 SHORT = {
     "model.id": "",
+    "weighting.name": "",
     "adapter.rank": "r",
     "adapter.alpha": "a",
     "optimizer.lr": "lr",
@@ -71,7 +90,8 @@ def specification(config: RunConfig, base: BaseConfig | None) -> str:
             kind=None if kind == label else kind, weight=objective.weight, params=params
         )
         versions[f"objective/{kind}"] = OBJECTIVES.version(kind)
-    own = {f"adapter/{config.adapter.kind}", f"credit/{config.algorithm.name}"} | ({"pretrain"} if base else set())
+    own = {f"adapter/{config.adapter.kind}", f"credit/{config.algorithm.name}", f"weighting/{config.weighting.name}"}
+    own |= {"pretrain"} if base else set()
     versions |= {part: v for part, v in MEANING.items() if part in own or not ("/" in part or part == "pretrain")}
     trained = config.model_copy(
         update={"objectives": objectives, "placement": PlacementConfig(), "evaluation": EvaluationConfig()}
@@ -108,7 +128,7 @@ def run_id(config: RunConfig, variant: str, varies: dict[str, Any], spec: str) -
     """Like `grpo_lora_r4_lr3e-4_b0.02_s42-1a2b3c4d`, safe as a folder name."""
     shown = ("variant", "algorithm.name", "adapter.kind")
     parts = [config.algorithm.name, config.adapter.kind, *([variant] if variant else [])]
-    parts += [_label(key) + _text(v) for key, v in varies.items() if key not in shown]
+    parts += [_label(key) + _text(v) for key, v in varies.items() if key not in shown and v != variant]
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", "_".join(parts))[:SLUG_LIMIT]
     return f"{slug}-{digest(json.loads(spec))}"
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradlab.clock import Clock
 from gradlab.config import RunConfig
-from gradlab.gradients import Probe, conflict, objective_gram
+from gradlab.credit import Dominance
+from gradlab.gradients import Array, Probe, conflict, objective_gram
 from gradlab.records import metric_row, sample_line, sample_rows
 from gradlab.runlog import RunLog
 from gradlab.types import ScoredRollout
@@ -22,7 +23,6 @@ def probed(config: RunConfig, step: int) -> bool:
 def write_probe(
     step: int,
     probe: Probe,
-    space: str,
     configs: Sequence[RunConfig],
     scored: Sequence[ScoredRollout],
     logs: Sequence[RunLog],
@@ -32,7 +32,7 @@ def write_probe(
     for gram_LBB, config, run, log in zip(probe.gram(), configs, scored, logs, strict=True):
         header = {
             "scope": config.probe.scope,
-            "space": space,
+            "space": probe.space,
             "n_rows": len(run.texts),
             "objectives": list(config.enabled_objectives),
             "tau": config.probe.tau,
@@ -51,15 +51,23 @@ def write_step(
     step: int,
     configs: Sequence[RunConfig],
     scored: Sequence[ScoredRollout],
+    combined: Sequence[Array],
     gradient: Gradient,
     learning_rates: Sequence[float],
     clock: Clock,
     logs: Sequence[RunLog],
+    dominances: Sequence[Dominance],
 ) -> None:
-    """A metrics row of each run; its samples every `logging_steps` and where the probe looked."""
+    """A metrics row of each run; its samples every `logging_steps` and where the probe looked.
+
+    combined    w_K of each run, what multiplied its advantages
+    dominances  which objective owned the advantages of late; moved on by this step
+    """
     stats_RS, norm_R, gap_R = gradient.stats_SR.T.tolist(), gradient.norm_R.tolist(), gradient.gap_R.tolist()
     for r, (config, run, log) in enumerate(zip(configs, scored, logs, strict=True)):
         names = list(config.enabled_objectives)
+        if dominances[r].onset(run.advantages_BK, combined[r]):
+            log.text(dominances[r].line(step, names))
         logged = step % config.logging_steps == 0
         if logged or probed(config, step):
             rows = sample_rows(step, names, run)
@@ -70,7 +78,7 @@ def write_step(
             {
                 "step": step,
                 "epoch": run.epoch,
-                **metric_row(names, run, config, stats_RS[r]),
+                **metric_row(names, run, config, combined[r], stats_RS[r]),
                 "grad_norm": norm_R[r],
                 "lr": learning_rates[r],
                 "sampler_logp_gap_max_nats": gap_R[r],

@@ -38,6 +38,7 @@ class StackedAdamW:
         self.m_RP, self.v_RP = (torch.zeros(runs, self.theta.numel() // runs, device=device) for _ in range(2))
         # Where entry [r, p] lies in the flat buffers: parameter by parameter, run by run inside.
         blocks = [torch.arange(a, b, device=device).view(runs, -1) for a, b in pairwise(starts)]
+        self._parameters, self._starts = list(parameters), starts
         self._order_RP = torch.cat(blocks, dim=1) if runs > 1 else None
         self._beta1, self._beta2, self._eps, self._decay, self._clip = (
             torch.tensor(column, dtype=torch.float32, device=device).view(-1, 1)
@@ -82,6 +83,16 @@ class StackedAdamW:
             self.theta.copy_(updated[0])
         else:
             self.theta[self._order_RP] = updated
+
+    def preconditioner(self) -> dict[nn.Parameter, Tensor]:
+        """1 / (sqrt(v) + eps), bias-corrected as in the last step: what multiplies each entry's momentum."""
+        assert self.updates, "before the first step there is none"
+        scale_RP = 1 / ((self.v_RP / (1 - self._beta2**self.updates)).sqrt() + self._eps)
+        flat = scale_RP.flatten()
+        if self._order_RP is not None:
+            flat = torch.empty_like(flat).index_put_((self._order_RP,), scale_RP)
+        pieces = zip(self._parameters, pairwise(self._starts), strict=True)
+        return {parameter: flat[a:b].view(parameter.shape) for parameter, (a, b) in pieces}
 
     def state(self) -> dict[str, Tensor]:
         return {"theta": self.theta, "m_RP": self.m_RP, "v_RP": self.v_RP, "updates": torch.tensor([self.updates])}

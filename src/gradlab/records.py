@@ -9,7 +9,7 @@ import numpy as np
 
 from gradlab.config import RunConfig
 from gradlab.credit import variance_share
-from gradlab.gradients import numbers
+from gradlab.gradients import Array, numbers
 from gradlab.runlog import per_objective
 from gradlab.types import ScoredRollout
 from gradlab.update import STATS
@@ -21,9 +21,13 @@ def metric_row(
     names: list[str],
     run: ScoredRollout,
     config: RunConfig,
+    combined_K: Array,
     stats_S: Sequence[float],
 ) -> dict[str, Any]:
-    """One run's metrics of one step; rewards as the objectives gave them."""
+    """One run's metrics of one step; rewards as the objectives gave them.
+
+    `reward_mean` is of the configured weights, the same yardstick at every step; combined_K is what trained.
+    """
     rewards_BK, weights_K = run.scores.rewards_BK, np.array([o.weight for o in config.enabled_objectives.values()])
     present = ~np.isnan(rewards_BK)
     count_K = present.sum(axis=0)
@@ -31,7 +35,7 @@ def metric_row(
         mean_K = np.nansum(rewards_BK, axis=0) / count_K
         spread_K = np.sqrt(np.nansum((rewards_BK - mean_K) ** 2, axis=0) / (count_K - 1.0))
     spread_K = np.where(count_K > 1, spread_K, np.nan)
-    combined_B = run.advantages_BK @ weights_K
+    combined_B = run.advantages_BK @ combined_K
     flat = [not combined_B[run.group_B == g].any() for g in np.unique(run.group_B)]
     total = dict(zip(STATS, stats_S, strict=True))
     tokens, epochs = total["tokens"], config.algorithm.inner_epochs
@@ -46,7 +50,8 @@ def metric_row(
         **per_objective("reward_std", names, spread_K),
         **{f"reward_n/{name}": int(n) for name, n in zip(names, count_K, strict=True)},
         **outcomes,
-        **per_objective("advantage_variance_share", names, variance_share(run.advantages_BK, weights_K)),
+        **per_objective("advantage_variance_share", names, variance_share(run.advantages_BK, combined_K)),
+        **per_objective("weight", names, combined_K),
         "zero_variance_group_fraction": float(np.mean(flat)),
         "kl_nats_per_token": total["kl"] / tokens if config.algorithm.beta else None,
         "entropy_nats_per_token": total["entropy"] / tokens,

@@ -6,7 +6,7 @@ the sampler's, and feeds the probe if there is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,16 +88,63 @@ class Gradient:
         return replace(self, stats_SR=self.stats_SR + over_epochs[:, None] * later.stats_SR)
 
 
-def accumulate(adapter: Adapter, batch: Batch, first: bool, probe: Probe | None) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Forward:
+    """One microbatch's log-probs with their graph, and entropies, of its M completion tokens."""
+
+    micro: Microbatch
+    logp_M: Tensor
+    entropy_M: Tensor
+
+
+def accumulate(
+    adapter: Adapter,
+    batch: Batch,
+    first: bool,
+    probe: Probe | None,
+    advantage: Callable[[], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Add the loss's gradient to the parameters' `.grad`.
+
+    `advantage` is for weights that depend on what the probe finds in this very batch: it is called between
+    the forward passes and the backward passes and gives `batch.advantage_N`. All graphs are alive by then,
+    so that memory grows with the batch; without it each microbatch's graph is freed before the next.
 
     Returns the sums over completion tokens named in `STATS` (S, R) and, on the first inner epoch, the
     largest gap (R) between the sampler's log-probs and the recomputed ones (else zeros).
     """
-    runs, device = adapter.runs, batch.advantage_N.device
-    rows_per_run = batch.advantage_N.shape[0] // runs
+    passes: Iterable[Forward] = _forwards(adapter, batch, first, probe)
+    if advantage is not None:
+        passes = list(passes)
+        batch.advantage_N = advantage()
+    runs, device = adapter.runs, batch.weight_N.device
+    rows_per_run = batch.weight_N.shape[0] // runs
     stats_SR = torch.zeros(len(STATS), runs, device=device)
     gap_R = torch.zeros(runs, device=device)
+    for done in passes:
+        row, column, logp_M = done.micro.row_M, done.micro.column_M, done.logp_M
+        run_M = row // rows_per_run
+        if first:
+            gap_M = (logp_M.detach() - batch.rollout.logp_NC[row, column]).abs()
+            gap_R.scatter_reduce_(0, run_M, gap_M, "amax")
+        loss = policy_loss(
+            logp_M,
+            batch.old_logp_NC[row, column],
+            batch.advantage_N[row],
+            batch.weight_N[row],
+            batch.clip_epsilon_N[row],
+            batch.beta_N[row],
+            None if batch.reference_logp_NC is None else batch.reference_logp_NC[row, column],
+        )
+        loss.loss_M.sum().backward()
+        columns = [torch.ones_like(logp_M), loss.loss_M, loss.kl_M, done.entropy_M, loss.clipped_M, loss.ratio_M]
+        values = torch.stack([torch.zeros_like(logp_M) if c is None else c.detach().float() for c in columns])
+        stats_SR.index_add_(1, run_M, values)
+    return stats_SR, gap_R
+
+
+def _forwards(adapter: Adapter, batch: Batch, first: bool, probe: Probe | None) -> Iterator[Forward]:
+    """Microbatch by microbatch; on the first inner epoch with the old and the reference log-probs."""
     for micro in batch.microbatches:
         row, column = micro.row_M, micro.column_M
         if first and batch.reference_logp_NC is not None:
@@ -113,25 +160,9 @@ def accumulate(adapter: Adapter, batch: Batch, first: bool, probe: Probe | None)
         logp_M, entropy_M, unit_MH = token_logp(
             hidden_MH, adapter.lm.head_weight, micro.target_M, batch.temperature_N[row]
         )
-        run_M = row // rows_per_run
         if first:
             batch.old_logp_NC[row, column] = logp_M.detach()
-            gap_M = (logp_M.detach() - batch.rollout.logp_NC[row, column]).abs()
-            gap_R.scatter_reduce_(0, run_M, gap_M, "amax")
-        loss = policy_loss(
-            logp_M,
-            batch.old_logp_NC[row, column],
-            batch.advantage_N[row],
-            batch.weight_N[row],
-            batch.clip_epsilon_N[row],
-            batch.beta_N[row],
-            None if batch.reference_logp_NC is None else batch.reference_logp_NC[row, column],
-        )
         if probe is not None:
             # A row's score counts its share of the mean over the run's rows, as the loss does.
-            probe.collect(hidden_MH, unit_MH, batch.weight_N[row], micro.rows, batch.advantage_N.shape[0])
-        loss.loss_M.sum().backward()
-        columns = [torch.ones_like(logp_M), loss.loss_M, loss.kl_M, entropy_M, loss.clipped_M, loss.ratio_M]
-        values = torch.stack([torch.zeros_like(logp_M) if c is None else c.detach().float() for c in columns])
-        stats_SR.index_add_(1, run_M, values)
-    return stats_SR, gap_R
+            probe.collect(hidden_MH, unit_MH, batch.weight_N[row], micro.rows, batch.weight_N.shape[0])
+        yield Forward(micro, logp_M, entropy_M)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from gradlab.adapters import full, lora
-from gradlab.adapters.base import ADAPTERS, Adapter, ProbedLinear
+from gradlab.adapters.base import ADAPTERS, Adapter, ProbedLinear, inner_products
 from gradlab.config import AdapterConfig
 from gradlab.models import LanguageModel
 
-__all__ = ["ADAPTERS", "Adapter", "ProbedLinear", "attach", "full", "lora"]
+__all__ = ["ADAPTERS", "Adapter", "ProbedLinear", "attach", "full", "inner_products", "lora"]
 
 
 def attach(lm: LanguageModel, configs: Sequence[AdapterConfig], seeds: Sequence[int]) -> Adapter:

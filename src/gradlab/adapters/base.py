@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gradlab.config import AdapterConfig
@@ -26,6 +27,8 @@ class ProbedLinear:
     module      the module to watch: input (N, T, I), output (N, T, O)
     score       (input, output gradient) to per-row gradients (N, P), rows laid out run by run
     parameters  what those P entries are, in order
+    update_gram per-row gradients (R, B, P) to the inner products (R, B, B) of the changes of the linear's weight
+                that a step along them makes
     """
 
     name: str
@@ -33,6 +36,17 @@ class ProbedLinear:
     module: nn.Module
     score: Callable[[Tensor, Tensor], Tensor]
     parameters: tuple[nn.Parameter, ...]
+    update_gram: Callable[[Tensor], Tensor]
+
+    @property
+    def part(self) -> str:
+        """attention, mlp, or other: from the names that transformers gives a block's halves."""
+        return "attention" if ".self_attn." in self.name else "mlp" if ".mlp." in self.name else "other"
+
+
+def inner_products(score_RBP: Tensor) -> Tensor:
+    """(R, B, B): where the parameters are the weight itself, its update's Gram is that of its gradients."""
+    return torch.bmm(score_RBP, score_RBP.mT)
 
 
 def layer_of(name: str) -> int:

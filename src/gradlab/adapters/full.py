@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from gradlab.adapters.base import ADAPTERS, Adapter, ProbedLinear, layer_of
+from gradlab.adapters.base import ADAPTERS, Adapter, ProbedLinear, inner_products, layer_of
 from gradlab.config import AdapterConfig
 from gradlab.models import LanguageModel
 
@@ -56,7 +56,7 @@ class Full(Adapter):
 
     def linears(self) -> list[ProbedLinear]:
         return [
-            ProbedLinear(name, layer_of(name), m, partial(linear_score, m), tuple(m.parameters()))
+            ProbedLinear(name, layer_of(name), m, partial(linear_score, m), tuple(m.parameters()), inner_products)
             for name, m in self.lm.model.named_modules()
             if isinstance(m, nn.Linear) and layer_of(name) >= 0
         ]

@@ -81,6 +81,23 @@ class LoRALinear(nn.Module):
         dB = torch.bmm(dy.mT, z.view(rows, tokens, rank))
         return torch.cat([dA.reshape(rows, -1), dB.reshape(rows, -1)], dim=1)
 
+    def update_gram(self, score_RBP: Tensor) -> Tensor:
+        """(R, B, B) inner products of the rows' first-order changes of the weight, dW_b = s (dB_b A + B dA_b).
+
+        <dW_b, dW_c> / s^2 = <dB_b A A^T, dB_c> + <B^T B dA_b, dA_c> + <P_b, Q_c> + <Q_b, P_c> with P_b = B^T dB_b and
+        Q_c = dA_c A^T, all of size rank: no (O, I) matrix is made.
+        """
+        A_RrI, B_ROr = self.A_RrI.detach(), self.B_ROr.detach()
+        dA, dB = score_RBP.split([A_RrI[0].numel(), B_ROr[0].numel()], dim=2)
+        dA, dB = dA.unflatten(2, A_RrI.shape[1:]), dB.unflatten(2, B_ROr.shape[1:])
+        P = torch.einsum("rop,rboq->rbpq", B_ROr, dB).flatten(2)
+        Q = torch.einsum("rbpi,rqi->rbpq", dA, A_RrI).flatten(2)
+        dB_AA = torch.einsum("rbop,rpq->rboq", dB, A_RrI @ A_RrI.mT).flatten(2)
+        BB_dA = torch.einsum("rpq,rbqi->rbpi", B_ROr.mT @ B_ROr, dA).flatten(2)
+        mixed = torch.bmm(P, Q.mT)
+        alone = torch.bmm(dB_AA, dB.flatten(2).mT) + torch.bmm(BB_dA, dA.flatten(2).mT)
+        return (alone + mixed + mixed.mT) * self.scale_R11**2
+
 
 def target_names(lm: LanguageModel, targets: Sequence[str] | str) -> list[str]:
     """Full names of the linears that `adapter.targets` selects.
@@ -163,7 +180,7 @@ class LoRA(Adapter):
 
     def linears(self) -> list[ProbedLinear]:
         return [
-            ProbedLinear(name, layer_of(name), module, module.score, (module.A_RrI, module.B_ROr))
+            ProbedLinear(name, layer_of(name), module, module.score, (module.A_RrI, module.B_ROr), module.update_gram)
             for name, module in self.modules.items()
         ]
 

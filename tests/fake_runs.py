@@ -72,7 +72,7 @@ def write_run(folder: Path, config: dict[str, Any], difference: bool = True) -> 
         layers = {"last_block": ["last"], "adapter": ["all"], "per_layer": ["0", "1", "2", "10"]}[
             config["probe"]["scope"]
         ]
-        rows = [_probe_row(s, layer, config, labels, rng) for s in range(0, config["steps"], every) for layer in layers]
+        rows = [row for s in range(0, config["steps"], every) for row in _probe(folder, s, layers, config, labels, rng)]
         write_jsonl(folder / "probe" / "probe.jsonl", rows)
     write_json(folder / "eval.json", _evaluation(labels, rng, metrics, difference))
     heldout = [_sample(row, labels, rng) | {"model": model} for model in ("policy", "base") for row in range(100)]
@@ -111,15 +111,35 @@ def _metrics_row(step: int, config: dict[str, Any], labels: list[str], rng: np.r
     }  # fmt: skip
 
 
-def _probe_row(step: int, layer: str, config: dict[str, Any], labels: list[str], rng: np.random.Generator) -> dict:
-    k = len(labels)
-    direction = rng.normal(0, 1, (k, 40))
-    direction[0] += 0.5 * direction[-1] if k > 1 else 0
+def _probe(
+    folder: Path, step: int, layers: list[str], config: dict[str, Any], labels: list[str], rng: np.random.Generator
+) -> list[dict]:
+    """The Gram file of one step and its rows; the first objective pulls with the last, the second against it."""
+    k, rows = len(labels), config["rollout"]["batch_size"]
+    group_B = np.arange(rows) // config["rollout"]["num_generations"]
+    scores_LBP = rng.normal(size=(len(layers), rows, 40))
+    direction_KP = rng.normal(0, 0.3, (k, 40))
+    direction_KP[0] += direction_KP[-1] if k > 1 else 0
     if k > 2:
-        direction[1] -= 0.4 * direction[-1]
-    gram = direction @ direction.T
+        direction_KP[1] -= 1.5 * direction_KP[-1]
+    rewards_BK = scores_LBP.mean(axis=0) @ direction_KP.T + rng.normal(0, 0.5, (rows, k))
     if undefined_at(step):
-        gram[-1] = gram[:, -1] = 0
+        rewards_BK[:, -1] = 0.5
+    means_GK = rewards_BK.reshape(-1, config["rollout"]["num_generations"], k).mean(axis=1)
+    advantages_BK = rewards_BK - means_GK[group_B]
+    gram_LBB = (scores_LBP @ scores_LBP.transpose(0, 2, 1)).astype(np.float32)
+    (folder / "probe").mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "probe" / f"gram_step{step:04d}.npz", gram_LBB=gram_LBB, layers=np.array(layers),
+                        objectives=np.array(labels), advantages_BK=advantages_BK, rewards_BK=rewards_BK,
+                        group_B=group_B)  # fmt: skip
+    return [
+        _probe_row(step, layer, config, labels, advantages_BK.T @ gram_BB.astype(float) @ advantages_BK)
+        for layer, gram_BB in zip(layers, gram_LBB, strict=True)
+    ]
+
+
+def _probe_row(step: int, layer: str, config: dict[str, Any], labels: list[str], gram: np.ndarray) -> dict:
+    k = len(labels)
     norm = np.sqrt(np.diag(gram))
     with np.errstate(invalid="ignore"):
         cosine = gram / np.outer(norm, norm)

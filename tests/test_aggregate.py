@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from gradlab.aggregate import COLUMNS, aggregate, documentation
 from gradlab.aggregate.columns import HELDOUT_ROWS, SAMPLE_ROWS, SAMPLE_STEPS
 from gradlab.aggregate.rows import thin
 from gradlab.aggregate.tables import flatten
+from gradlab.inference import q_values
 from gradlab.store import read_json, read_jsonl, write_json, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -185,3 +187,86 @@ def test_command_line_without_torch(tmp_path):
     script = [sys.executable, str(ROOT / "scripts/aggregate.py"), "--results", str(tmp_path), "--sweep", "demo"]
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and f"run {runs[0]}" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_pairs_of_steps_runs_and_groups(sweep):
+    folder, runs = sweep
+    pairs, cosines = read(folder, "pairs"), read(folder, "cosines")
+    keys = ["objective_i", "objective_j"]
+    at_run = pairs[pairs["level"] == "run"].set_index(["run", *keys])
+    assert len(at_run) == 3 * len(runs) and (pairs["n_runs"] == 1)[pairs["level"] != "group"].all()
+    # The mean of the steps' plain cosines, recomputed from the saved Grams, is that of the probe's own rows.
+    expected = cosines.groupby(["run", *keys])["cosine"].agg(["mean", "count"])
+    assert at_run["cosine"].to_dict() == pytest.approx(expected["mean"].to_dict(), abs=1e-5)
+    assert (at_run["n_steps"] == expected["count"].reindex(at_run.index)).all()
+    steps = pairs[pairs["level"] == "step"].set_index(["run", "step", *keys])["cosine"].dropna()
+    assert steps.to_dict() == pytest.approx(
+        cosines.set_index(["run", "step", *keys])["cosine"].dropna().to_dict(), abs=1e-5
+    )
+    groups = pairs[pairs["level"] == "group"]
+    assert groups["run"].isna().all() and groups["seed"].isna().all() and (groups["n_runs"] == 2).all()
+    assert (groups["first_run"].str.split("_").str[0] == groups["algorithm.name"]).all()
+    total = at_run.groupby(["first_run", *keys])["n_steps"].sum()
+    assert (groups.set_index(["first_run", *keys])["n_steps"] == total.reindex(total.index)).all()
+
+
+def test_planted_pairs_get_their_verdict(sweep):
+    """brevity pulls with refusal, numeric strongly against it; q is Benjamini-Hochberg of the group's p."""
+    pairs = read(sweep[0], "pairs")
+    groups = pairs[pairs["level"] == "group"].set_index(["algorithm.name", "objective_i", "objective_j"])
+    for algorithm in ("grpo", "reinforce"):
+        assert groups.loc[(algorithm, "brevity", "refusal"), "verdict"] == "synergy"
+        assert groups.loc[(algorithm, "numeric", "refusal"), "verdict"] == "conflict"
+        mine = groups.loc[algorithm]
+        assert mine["q"].tolist() == pytest.approx(q_values(mine["p"].to_numpy()).tolist())
+        assert (mine["low"] <= mine["unbiased"]).all() and (mine["unbiased"] <= mine["high"]).all()
+    holes = pairs[(pairs["level"] == "step") & (pairs["step"] == 10) & (pairs["objective_j"] == "refusal")]
+    assert len(holes) == 8 and holes[["cosine", "p", "q", "alignment"]].isna().all().all()
+    assert holes["verdict"].isna().all() and (holes["n_tested"] == 0).all()
+
+
+def test_conflict_fraction_stands_beside_its_null(sweep):
+    folder, _ = sweep
+    table, metrics = read(folder, "conflict"), read(folder, "metrics")
+    assert table["level"].value_counts().to_dict() == {"run": 4, "group": 2}
+    raw = metrics[metrics["metric"] == "probe/conflict_fraction"].groupby("run")["value"].mean()
+    found = table[table["level"] == "run"].set_index("run")["conflict_fraction"]
+    assert found.to_dict() == pytest.approx(raw.to_dict())
+    assert ((table["null_low"] <= table["null"]) & (table["null"] <= table["null_high"])).all()
+
+
+def test_rewards_covary_with_the_advantage_that_trains(sweep):
+    folder, runs = sweep
+    metrics = read(folder, "metrics")
+    mine = metrics[(metrics["run"] == runs[0]) & (metrics["step"] == 5)].set_index(["metric", "objective"])["value"]
+    with np.load(folder / "runs" / runs[0] / "probe" / "gram_step0005.npz") as saved:
+        reward, advantage = saved["rewards_BK"][:, 1].reshape(-1, 8), saved["advantages_BK"].sum(axis=1).reshape(-1, 8)
+    expected = np.mean([np.cov(r, a)[0, 1] for r, a in zip(reward, advantage, strict=True)])
+    assert mine["probe/advantage_covariance", "numeric"] == pytest.approx(expected)
+    assert abs(mine["probe/advantage_correlation", "numeric"]) <= 1
+
+
+def test_weights_of_the_step_make_the_advantage(tmp_path):
+    run = write_sweep(tmp_path, algorithms=("grpo",), seeds=(0,), steps=6)[0]
+    path = tmp_path / "demo" / "runs" / run / "metrics.jsonl"
+    off = {f"weight/{k}": 0.0 for k in OBJECTIVES} | {"weight/numeric": 2.0}
+    write_jsonl(path, [row | off for row in read_jsonl(path)])
+    aggregate(tmp_path, "demo", [run])
+    metrics = read(tmp_path / "demo", "metrics")
+    found = metrics[(metrics["metric"] == "probe/advantage_correlation") & (metrics["objective"] == "numeric")]
+    assert found["value"].to_numpy() == pytest.approx(np.ones(2))  # its own advantage, centred
+
+
+def test_grams_of_other_objectives_are_refused(tmp_path):
+    run = write_sweep(tmp_path, algorithms=("grpo",), seeds=(0,), steps=2)[0]
+    path = tmp_path / "demo" / "runs" / run / "probe" / "gram_step0000.npz"
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    np.savez(path, **(arrays | {"objectives": np.array(["a", "b", "c"])}))
+    with pytest.raises(
+        ValueError, match=r"gram_step0000.npz: expected objectives \['brevity'.*found \['a', 'b', 'c'\]"
+    ):
+        aggregate(tmp_path, "demo", [run])
+    path.unlink()
+    with pytest.raises(ValueError, match=r"expected probe/gram_stepXXXX\.npz; found none"):
+        aggregate(tmp_path, "demo", [run])

@@ -44,7 +44,7 @@ elif name == "train":
 elif name == "eval_run":
     folder, names = Path(sys.argv[1]), ["eval.json", "eval_samples.jsonl"]
 elif name == "aggregate":
-    folder, names = value("--results") / str(value("--sweep")), "metrics cosines evals samples".split()
+    folder, names = value("--results") / str(value("--sweep")), "metrics cosines pairs conflict evals samples".split()
     names = [f"{name}.parquet" for name in names]
 else:
     folder, names = value("--out").parent, [value("--out").name]

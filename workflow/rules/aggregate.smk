@@ -25,10 +25,12 @@ rule aggregate:
             "eval.json",
             "eval_samples.jsonl",
         ),
-        code=code("aggregate/*.py"),
+        code=code("aggregate/*.py", "inference.py", "grams.py"),
     output:
         metrics="<results>/{sweep}/metrics.parquet",
         cosines="<results>/{sweep}/cosines.parquet",
+        pairs="<results>/{sweep}/pairs.parquet",
+        conflict="<results>/{sweep}/conflict.parquet",
         evals="<results>/{sweep}/evals.parquet",
         samples="<results>/{sweep}/samples.parquet",
     log:

@@ -3,6 +3,8 @@ rule report:
         table="<results>/{sweep}/sweep.json",
         metrics="<results>/{sweep}/metrics.parquet",
         cosines="<results>/{sweep}/cosines.parquet",
+        pairs="<results>/{sweep}/pairs.parquet",
+        conflict="<results>/{sweep}/conflict.parquet",
         evals="<results>/{sweep}/evals.parquet",
         samples="<results>/{sweep}/samples.parquet",
         provenance=files_of_runs("provenance.json"),

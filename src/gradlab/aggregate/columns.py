@@ -1,4 +1,4 @@
-"""The columns of the four tables of a sweep; docs/DATA.md is written from here."""
+"""The columns of the six tables of a sweep; docs/DATA.md is written from here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class Column(NamedTuple):
 RUN = Column("run", pa.string(), "Run id: the name of its folder.")
 STEP = Column("step", pa.int64(), "Training step, from 0.")
 OUTCOMES = ("right", "wrong", "unparseable", "graded")
+LAYER = "`all`, `last`, a block's index, or one of its modules (`3.attention`)."
+PLACE = (
+    Column("level", pa.string(), "What is pooled: `run` (its steps), `group` (the runs that differ only in seed)."),
+    Column("run", pa.string(), "Run id; null for a group."),
+    Column("first_run", pa.string(), "The group: its first run."),
+    Column("n_runs", pa.int64(), "Runs pooled."),
+    Column("layer", pa.string(), LAYER),
+)
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "metrics": (
@@ -23,23 +31,60 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         STEP,
         Column("metric", pa.string(), "Name as in `metrics.jsonl`, without the objective: `reward_mean`, "
                "`outcome/right`, `seconds/step`; and `probe/norm`, `probe/net_synergy`, `probe/conflict_fraction`, "
-               "`probe/n_undefined_pairs` at probed steps."),
+               "`probe/n_undefined_pairs`, `probe/advantage_covariance` and `probe/advantage_correlation` (of "
+               "the objective's reward with the advantage that trains, within prompts) at probed steps."),
         Column("objective", pa.string(), "Label of the objective; null where the metric belongs to none."),
-        Column("layer", pa.string(), "Layer of a `probe/` metric: `all`, `last`, or a block's index; else null."),
+        Column("layer", pa.string(), "Layer of a `probe/` metric; else null."),
         Column("value", pa.float64(), "The number; null where there is no signal."),
     ),
     "cosines": (
         RUN,
         STEP,
         Column("scope", pa.string(), "Parameters probed: `last_block`, `adapter`, `per_layer`."),
-        Column("space", pa.string(), "Where the cosine was taken: `factors` (LoRA) or `weights` (full)."),
-        Column("layer", pa.string(), "`all`, `last`, or a block's index."),
+        Column("space", pa.string(), "Where the cosine was taken, as in `probe.jsonl`: `factors`, `weights`, ..."),
+        Column("layer", pa.string(), LAYER),
         Column("objective_i", pa.string(), "First of the pair; each pair stands once, i before j on axis K."),
         Column("objective_j", pa.string(), "Second of the pair."),
         Column("cosine", pa.float64(), "Cosine of the two objectives' gradients; null where one of them is 0."),
         Column("norm_i", pa.float64(), "Norm of the gradient of objective_i."),
         Column("norm_j", pa.float64(), "Norm of the gradient of objective_j."),
         Column("n_rows", pa.int64(), "Completions behind the two gradients."),
+    ),
+    "pairs": (
+        PLACE[0]._replace(doc="What is pooled: `step` (nothing), `run` (its steps), `group` (the runs that differ only "
+                              "in seed)."),
+        *PLACE[1:],
+        Column("step", pa.int64(), "Training step at level `step`; else null."),
+        Column("objective_i", pa.string(), "First of the pair; each pair stands once."),
+        Column("objective_j", pa.string(), "Second of the pair."),
+        Column("cosine", pa.float64(), "Plain cosine, mean over steps; noise is in its norms and, if shared, in it."),
+        Column("unbiased", pa.float64(), "Cross-fitted cosine: products of different prompts only. Null where a norm "
+               "is not surely positive."),
+        Column("low", pa.float64(), "Lower end of its 95 % bootstrap interval over steps (from 8 on) or prompts."),
+        Column("high", pa.float64(), "Upper end."),
+        Column("alignment", pa.float64(), "Cross-fitted inner product over the plain norms: the cosine's sign, shrunk "
+               "towards 0 by noise."),
+        Column("alignment_low", pa.float64(), "Lower end of its 95 % bootstrap interval."),
+        Column("alignment_high", pa.float64(), "Upper end."),
+        Column("p", pa.float64(), "Two-sided p-value of no relation: permutations within prompts and, from 8 steps on, "
+               "sign flips of steps; the larger."),
+        Column("q", pa.float64(), "p adjusted for its family (false discovery rate): all pairs and layers of the "
+               "run or group; at level `step` all steps of the run, too."),
+        Column("verdict", pa.string(), "`conflict` or `synergy` (q < 0.05), else `not distinguishable from 0`; null "
+               "where nothing can be tested."),
+        Column("n_steps", pa.int64(), "Steps at which both objectives have a gradient."),
+        Column("n_tested", pa.int64(), "Of those, steps with two prompts or more of each objective."),
+    ),
+    "conflict": (
+        *PLACE,
+        Column("tau", pa.float64(), "A pair is in conflict when its cosine is below -tau."),
+        Column("conflict_fraction", pa.float64(), "Share of the defined pairs in conflict (plain cosine), mean over "
+               "steps."),
+        Column("null", pa.float64(), "The same with every objective's advantages shuffled by itself within prompts."),
+        Column("null_low", pa.float64(), "95 % of the shuffles are between null_low ..."),
+        Column("null_high", pa.float64(), "... and null_high."),
+        Column("p", pa.float64(), "Two-sided p-value against the shuffles."),
+        Column("n_steps", pa.int64(), "Steps with a defined pair."),
     ),
     "evals": (
         RUN,
@@ -75,14 +120,14 @@ SAMPLE_STEPS, SAMPLE_ROWS, HELDOUT_ROWS = 12, 16, 48
 
 HEAD = """# The tables of a sweep
 
-`scripts/aggregate.py` reads the runs of a sweep and writes four Parquet files to `results/<sweep>/`. Each is
+`scripts/aggregate.py` reads the runs of a sweep and writes six Parquet files to `results/<sweep>/`. Each is
 tidy: one number (or one completion) a row. Null is "no signal" and never 0. This page is written from the
 code by `python scripts/aggregate.py --docs > docs/DATA.md`; a test keeps the two equal.
 
 Every table also has the run's parameters as columns, named by the dotted keys of `config.json`:
 `algorithm.name`, `adapter.kind`, `optimizer.lr`, `objectives.<k>.weight`, `seed`, ... Values are bool, int64,
 double or string; integers mixed with fractions become double, other mixtures string. A parameter that a
-run does not have is null. Lists (such as `data.train`) have no column.
+run does not have is null; so is the seed of a group of several runs. Lists (such as `data.train`) have no column.
 """
 TAIL = f"""
 Samples are thinned without randomness: of each run at most {SAMPLE_STEPS} logged steps, of each of them at most
@@ -94,7 +139,11 @@ import pandas as pd
 
 cosines = pd.read_parquet("results/demo/cosines.parquet")
 cosines.groupby(["algorithm.name", "objective_i", "objective_j"]).cosine.agg(["mean", "std", "count"])
+pairs = pd.read_parquet("results/demo/pairs.parquet")
+pairs[pairs.level == "group"][["algorithm.name", "objective_i", "objective_j", "alignment", "q", "verdict"]]
 ```
+
+What the numbers of `pairs` and `conflict` mean, and where they break: [synergy.md](synergy.md).
 """
 
 

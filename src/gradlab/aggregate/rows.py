@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradlab.aggregate.columns import HELDOUT_ROWS, PER_OBJECTIVE_SAMPLE, SAMPLE_ROWS, SAMPLE_STEPS
+from gradlab.grams import advantage_covariance, saved_grams
 from gradlab.store import read_json, read_jsonl
 
 Row = dict[str, Any]
@@ -55,12 +56,34 @@ def _metric_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
                 yield place | {"metric": f"probe/{key}", "objective": label, "value": row[key][label]}
         for key in ("conflict_fraction", "n_undefined_pairs"):
             yield place | {"metric": f"probe/{key}", "value": row[key]}
+    yield from _covariance_rows(folder, run, config)
+
+
+def _covariance_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
+    """Each reward's covariance with the advantage that trained: the weights of the step, else those configured."""
+    if not config["probe"]["every"]:
+        return
+    logged = {row["step"]: row for row in read(folder, run, "metrics.jsonl")}
+    for saved in saved_grams(folder / "runs" / run, enabled(config)):
+        weights = [
+            logged.get(saved.step, {}).get(f"weight/{k}", config["objectives"][k]["weight"]) for k in saved.objectives
+        ]
+        found = advantage_covariance(saved.rewards_BK, saved.group_B, saved.advantages_BK @ np.array(weights, float))
+        for name, values_K in zip(("covariance", "correlation"), found, strict=True):
+            for label, value in zip(saved.objectives, values_K.tolist(), strict=True):
+                value = None if np.isnan(value) else value
+                yield {"step": saved.step, "metric": f"probe/advantage_{name}", "objective": label, "value": value}
 
 
 def _number(value: Any, run: str, key: str) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"run {run}: metrics.jsonl: {key}: expected a number or null; found {value!r}")
     return value
+
+
+def enabled(config: Row) -> list[str]:
+    """Labels of axis K."""
+    return sorted(k for k, objective in config["objectives"].items() if objective["enabled"])
 
 
 def _probe_rows(folder: Path, run: str, config: Row) -> list[Row]:

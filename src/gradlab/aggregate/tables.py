@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradlab.aggregate.columns import COLUMNS, PER_OBJECTIVE_SAMPLE, Column
+from gradlab.aggregate.pairs import statistics
 from gradlab.aggregate.rows import BUILDERS, Row, read
 from gradlab.store import atomic, read_json
 
 
 def aggregate(results: str | Path, sweep: str, runs: Sequence[str] | None = None) -> dict[str, Path]:
-    """Write `results/<sweep>/{metrics,cosines,evals,samples}.parquet`; returns their paths.
+    """Write `results/<sweep>/{metrics,cosines,evals,samples,pairs,conflict}.parquet`; returns their paths.
 
     `runs`: ids of the sweep's current runs (default: those of `sweep.json`). Other run folders, left
     from an older version of the sweep, are not read. Raises ValueError naming run and file when a
@@ -30,13 +31,34 @@ def aggregate(results: str | Path, sweep: str, runs: Sequence[str] | None = None
     parameters = _parameter_columns({run: flatten(config) for run, config in configs.items()})
     paths = {}
     for name, rows_of_run in BUILDERS.items():
-        columns = COLUMNS[name] + (_sample_columns(configs.values()) if name == "samples" else ())
-        schema = pa.schema([pa.field(c.name, c.type, metadata={"doc": c.doc}) for c in columns])
+        schema = _schema(COLUMNS[name] + (_sample_columns(configs.values()) if name == "samples" else ()))
         tables = [_table(rows_of_run, folder, run, configs[run], schema, parameters[run]) for run in runs]
-        paths[name] = folder / f"{name}.parquet"
-        with atomic(paths[name]) as temporary:
-            pq.write_table(pa.concat_tables(tables), temporary)
+        paths[name] = _write(folder / f"{name}.parquet", pa.concat_tables(tables))
+    for name, rows in zip(("pairs", "conflict"), statistics(folder, configs), strict=True):
+        paths[name] = _write(folder / f"{name}.parquet", _pooled_table(rows, _schema(COLUMNS[name]), parameters))
     return paths
+
+
+def _schema(columns: Iterable[Column]) -> pa.Schema:
+    return pa.schema([pa.field(c.name, c.type, metadata={"doc": c.doc}) for c in columns])
+
+
+def _write(path: Path, table: pa.Table) -> Path:
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+    return path
+
+
+def _pooled_table(rows: Sequence[Row], schema: pa.Schema, parameters: dict[str, list[tuple]]) -> pa.Table:
+    """Parameters are those of the row's run, or of the group's first run without what its runs do not share."""
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    values = {run: {key: value for key, value, _ in found} for run, found in parameters.items()}
+    for key, _, kind in next(iter(parameters.values())):
+        own = [
+            None if key == "seed" and row["n_runs"] > 1 else values[row["run"] or row["first_run"]][key] for row in rows
+        ]
+        table = table.append_column(pa.field(key, kind), pa.array(own, kind))
+    return table
 
 
 def flatten(config: Row, prefix: str = "") -> Row:

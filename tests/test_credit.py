@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 from pydantic import TypeAdapter
 
 from gradlab.config import Algorithm, RunConfig
-from gradlab.credit import CREDIT, CreditState, credit, variance_share
+from gradlab.credit import CREDIT, CreditState, Dominance, credit, variance_share
 
 NAN = float("nan")
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -164,3 +165,50 @@ def test_batches_too_small_for_their_baseline_are_refused():
         if name:
             with pytest.raises(ValueError, match=rf"rollout.{name}: expected at least 2"):
                 RunConfig.model_validate({**run, "algorithm": algorithm})
+
+
+def gdpo(**changes):
+    return tiny.config(algorithm={"name": "grpo", "normalize": "objective", **changes}).algorithm
+
+
+def test_gdpo_equals_the_paper_by_hand():
+    """Each reward's z-score in its group, their weighted sum, that divided by its deviation over the batch."""
+    rewards = np.random.default_rng(0).normal(size=(12, 3)) * [1, 100, 0.01]
+    group, weights = np.repeat(np.arange(3), 4), np.array([1, 2, -3])
+    own = np.zeros_like(rewards)
+    for g in range(3):
+        part = rewards[group == g]
+        own[group == g] = (part - part.mean(axis=0)) / (part.std(axis=0, ddof=1) + 1e-6)
+    total = own @ weights
+    expected = (total - total.mean()) / (total.std(ddof=1) + 1e-6)
+    found = credit(rewards, group, weights, gdpo(), CreditState())
+    np.testing.assert_allclose(found @ weights, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(variance_share(found, np.ones(3)), 1 / 3, atol=0.01)
+    grpo = credit(rewards, group, np.ones(3), tiny.config().algorithm, CreditState())
+    assert variance_share(grpo, np.ones(3))[1] > 0.99
+
+
+def test_gdpo_where_an_objective_says_nothing_or_does_not_apply():
+    """Constant in one group, absent from another, alone in a third; no warning, no NaN, and a flat batch gives 0."""
+    group = np.repeat(np.arange(3), 4)
+    rewards = np.random.default_rng(1).normal(size=(12, 2))
+    rewards[:4, 0], rewards[4:8, 1], rewards[8:11, 1] = 0.7, np.nan, np.nan
+    found = credit(rewards, group, np.ones(2), gdpo(), CreditState())
+    assert np.isfinite(found).all() and not found[:4, 0].any() and not found[4:, 1].any() and found[:4, 1].any()
+    assert (found.sum(axis=1)).std(ddof=1) == pytest.approx(1, rel=1e-4)
+    assert not credit(np.full((12, 2), 0.7), group, np.ones(2), gdpo(), CreditState()).any()
+
+
+def test_the_alarm_sounds_once_an_onset_and_names_the_owner():
+    """Ten steps of 99 %; one step in balance ends it; steps without advantages are passed over."""
+    alarm = Dominance()
+    loud, even, none = np.array([[1.0, 0.1], [-1, 0.1]]), np.ones((2, 2)), np.zeros((2, 2))
+    ones = np.ones(2)
+    sounded = [alarm.onset(a, ones) for a in [loud] * 5 + [none] * 3 + [loud] * 30]
+    assert [i for i, s in enumerate(sounded) if s] == [12]
+    assert alarm.line(12, ["a", "b"]).startswith("[Alarm @ 12] a has owned more than 95% of")
+    assert not alarm.onset(even, ones)
+    other = [alarm.onset(a[:, ::-1], ones) for a in [loud] * 12]
+    assert other.index(True) == 9 and alarm.line(1, ["a", "b"]).startswith("[Alarm @ 1] b ")
+    single = Dominance()  # the other is measured, not trained: nobody is silenced
+    assert not any([single.onset(loud, np.array([1.0, 0.0])) for _ in range(20)])

@@ -220,3 +220,79 @@ def test_conflict_by_hand():
     assert found.undefined_pairs == 2 and found.conflict_fraction == 0
     gram[0] = gram[:, 0] = np.nan
     assert np.isnan(conflict(gram, tau=0.0).conflict_fraction)
+
+
+def scored(adapter, scope, space="gradient"):
+    """A probe filled on a rollout of eight rows, and the optimizer whose gradient the same pass filled."""
+    config = tiny.config()
+    rollout = tiny.rollout(adapter)
+    parameters = list(adapter.named_parameters().values())
+    optimizer = StackedAdamW(parameters, adapter.stacked, [config.optimizer] * adapter.runs, [9] * adapter.runs)
+    probe = Probe(adapter, scope, space)
+    batch = Batch.of(
+        rollout, plan(rollout, adapter.runs, 60), torch.linspace(-1, 1, len(rollout.ids_NT)), [config] * adapter.runs
+    )
+    accumulate(adapter, batch, True, probe)
+    return probe, optimizer
+
+
+def test_update_space_equals_materialised_changes_of_the_weights():
+    """dW = s (dB A + B dA) of every row and linear, as an O x I matrix; mixed ranks in a pack."""
+    adapter = tiny.lora(tiny.lm(), [2, 5])
+    probe, _ = scored(adapter, "adapter", "update")
+    expected = 0
+    for linear in probe.linears:
+        module, score = linear.module, probe.score(linear).double()
+        A, B, scale = module.A_RrI.detach().double(), module.B_ROr.detach().double(), module.scale_R11.double()
+        dA, dB = (
+            score[..., : A[0].numel()].unflatten(2, A.shape[1:]),
+            score[..., A[0].numel() :].unflatten(2, B.shape[1:]),
+        )
+        change = scale[..., None] * (dB @ A[:, None] + B[:, None] @ dA)
+        expected = expected + change.flatten(2) @ change.flatten(2).mT
+    assert probe.space == "update"
+    np.testing.assert_allclose(probe.gram()[:, 0], expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+def test_full_update_space_is_the_gradient():
+    grams = []
+    for space in ("gradient", "update"):
+        adapter = attach(tiny.lm("qwen2"), [AdapterConfig(kind="full")], [0])
+        grams.append(scored(adapter, "last_block", space)[0].gram())
+    np.testing.assert_array_equal(*grams)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_preconditioned_scores_are_divided_as_adamw_divides(kind):
+    """After two steps of other gradients: torch's own AdamW state, parameter by parameter."""
+    lm = tiny.lm()
+    adapter = tiny.lora(lm, [2, 5]) if kind == "lora" else attach(lm, [AdapterConfig(kind="full")], [0])
+    probe, optimizer = scored(adapter, "adapter", "preconditioned")
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in optimizer._parameters]
+    reference = torch.optim.AdamW(copies, lr=1e-2, weight_decay=0.0)
+    for _ in range(2):
+        for copy, parameter in zip(copies, optimizer._parameters, strict=True):
+            copy.grad = parameter.grad.clone()
+        reference.step()
+        optimizer.step(0, torch.full((adapter.runs,), 1e-3))  # a norm below the clip
+    state = {
+        p: 1 / ((reference.state[c]["exp_avg_sq"] / (1 - 0.999**2)).sqrt() + 1e-8)
+        for p, c in zip(optimizer._parameters, copies, strict=True)
+    }
+    expected = 0
+    for linear in probe.linears:
+        scale = torch.cat([state[p].reshape(adapter.runs, -1) for p in linear.parameters], dim=1)
+        score = (probe.score(linear) * scale[:, None]).double()
+        expected = expected + score @ score.mT
+    probe.measure(optimizer.preconditioner())
+    np.testing.assert_allclose(probe.gram()[:, 0], expected, rtol=1e-3, atol=1e-6 * float(expected.max()))
+
+
+@pytest.mark.parametrize("space", ["gradient", "update"])
+def test_modules_add_up_to_their_layers(space):
+    layers, _ = scored(tiny.lora(tiny.lm()), "per_layer", space)
+    modules, _ = scored(tiny.lora(tiny.lm()), "per_module", space)
+    assert layers.layers() == ["0", "1"]
+    assert modules.layers() == ["0.attention", "0.mlp", "1.attention", "1.mlp"]
+    by_layer = modules.gram().reshape(1, 2, 2, 8, 8).sum(axis=2)
+    np.testing.assert_allclose(by_layer, layers.gram(), rtol=1e-5, atol=1e-7 * by_layer.max())

@@ -243,8 +243,8 @@ class ProbeConfig(Frozen):
     """Parameters probed: those of the last block, all trained ones, or all with one Gram a layer, or one for the
     attention and one for the MLP of each layer."""
     space: Literal["gradient", "update", "preconditioned"] = "gradient"
-    """gradient: of the trained parameters themselves; update: the change of the weight B A that a LoRA step makes, free
-    of the factors' arbitrary scale; preconditioned: divided by AdamW's sqrt(v) + eps after the step's update."""
+    """gradient: of the trained parameters themselves (LoRA: the factors); update: the change of the weight B A that a
+    LoRA step along that gradient makes; preconditioned: divided by AdamW's sqrt(v) + eps after the step's update."""
     tau: float = Field(0.0, ge=0, lt=1)
     """A pair is in conflict when its cosine is below -tau."""
 

@@ -13,6 +13,7 @@ from gradlab.config import BaseConfig, RunConfig
 from gradlab.explain import validate
 from gradlab.identity import run_id, specification, varying
 from gradlab.registry import unknown
+from gradlab.requirements import check_installed
 from gradlab.sweep_file import SweepConfig, check_keys, nest, override, read_yaml
 
 
@@ -118,7 +119,8 @@ def _base_name(config: RunConfig) -> str | None:
 
 
 def _check(config: RunConfig, base_dir: str | Path) -> str:
-    """The specification of a run whose objectives, base and files all exist."""
+    """The specification of a run whose objectives, base, files and weighting's packages all exist."""
+    check_installed(config)
     for key in ("train", "heldout"):
         _check_files(f"data.{key}", getattr(config.data, key))
     model = config.model.id

@@ -27,12 +27,15 @@ ALLOCATOR = {
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def settle(threads: int = 1) -> None:
-    """Start this program again with glibc's allocator keeping its memory, and with `threads` threads.
+def settle() -> None:
+    """Start this program again with one thread and with glibc's allocator keeping its memory.
 
-    Call before torch is imported: both are read at process start.
+    Call before torch is imported: both are read at process start. `--plain-allocator` leaves glibc's
+    defaults, which give large tensors back to the system and fault their pages in again.
     """
-    wanted = {**ALLOCATOR, **OFFLINE, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    wanted = {**OFFLINE, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if "--plain-allocator" not in sys.argv:
+        wanted |= ALLOCATOR
     if any(os.environ.get(key) != value for key, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
 

@@ -1,6 +1,6 @@
 """A training step against TRL's GRPOTrainer with PEFT LoRA: same weights, prompts, reward, threads, allocator.
 
-    python benchmarks/engine_vs_trl.py [--steps 12]
+    python benchmarks/engine_vs_trl.py [--steps 12] [--plain-allocator]
 
 Each step of TRL is followed by one of ours in the same process. Seconds are medians; the ratio is the
 median over neighbouring steps with the range of the middle half. One thread, and seconds are CPU time:
@@ -16,7 +16,6 @@ from statistics import mean, median
 from typing import Any
 
 import common
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -159,8 +158,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="steps timed on each side, after two of warm-up")
     parser.add_argument("--only", choices=("full", "natural"), help="one regime")
+    parser.add_argument("--plain-allocator", action="store_true", help="glibc's defaults on both sides")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     regimes = {"full": ("no row ends early", 0.0), "natural": ("natural stopping", 1 / 30)}
     chosen = [regimes[arguments.only]] if arguments.only else list(regimes.values())
     rows = [row for name, p in chosen for row in compare(name, p, arguments.steps)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ def write_sweep(
     probe_every: int = 5,
     scope: str = "last_block",
     difference: bool = True,
+    alone: bool = False,
 ) -> list[str]:
-    """Write `results/<name>/`; returns the run ids."""
+    """Write `results/<name>/`; returns the run ids. `alone`: a variant for each objective, the others' weights 0."""
     runs = []
     for algorithm in algorithms:
-        for seed in seeds:
+        for seed, trained in product(seeds, objectives if alone else (None,)):
+            weights = {k: float(trained in (None, k)) for k in objectives}
             config = RunConfig.model_validate({
                 "model": {"id": "base/tiny"},
                 "algorithm": {"name": algorithm},
-                "objectives": {k: {"weight": 1.0} for k in objectives},
+                "objectives": {k: {"weight": weights[k]} for k in objectives},
                 "data": {"train": ["toy_data/train.jsonl"], "heldout": ["toy_data/heldout.jsonl"]},
                 "probe": {"every": probe_every, "scope": scope},
                 "steps": steps,
@@ -44,7 +47,10 @@ def write_sweep(
             }).model_dump(mode="json")  # fmt: skip
             run = f"{algorithm}_lora_s{seed}-{digest(config)}"
             write_run(results / name / "runs" / run, config, difference)
-            runs.append({"run": run, "varies": {"algorithm.name": algorithm, "seed": seed}})
+            varies = {"algorithm.name": algorithm, "seed": seed}
+            if alone:
+                varies |= {"variant": trained} | {f"objectives.{k}.weight": w for k, w in weights.items()}
+            runs.append({"run": run, "varies": varies})
     write_json(
         results / name / "sweep.json",
         {"name": name, "title": f"Fake sweep {name}", "description": "Numbers made up by a test.", "runs": runs},

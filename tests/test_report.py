@@ -14,18 +14,22 @@ import time
 from pathlib import Path
 
 import altair as alt
+import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import NASTY, OBJECTIVES, undefined_at, write_sweep
+from scipy import stats
 
 from gradlab.aggregate import aggregate
-from gradlab.report import load, write_index, write_report
+from gradlab.report import load, transfer, write_index, write_report
 from gradlab.report.blocks import SECTIONS, Browser, Figure, Note, Table, number, records
 from gradlab.report.curves import curves
+from gradlab.report.forest import conflict_null, forest
 from gradlab.report.load import Sweep, group_label
 from gradlab.report.matrices import layer_map, mean_map, step_map
 from gradlab.report.page import embedded, render
 from gradlab.report.pairs import keep_main_layer, layer_order, pair_means
+from gradlab.report.pareto import non_dominated
 from gradlab.report.sections.summary import headline
 from gradlab.store import read_json, read_jsonl, write_json
 
@@ -34,6 +38,7 @@ VARIANTS = {
     "demo": {},
     "single": {"objectives": ("numeric",), "algorithms": ("grpo",), "seeds": (0,), "steps": 12},
     "unprobed": {"probe_every": 0, "difference": False, "steps": 12},
+    "alone": {"alone": True, "algorithms": ("grpo",), "seeds": (0, 1, 2), "steps": 21},
     "layers": {"scope": "per_layer", "objectives": ("a", "b", "c", "d", "e"), "steps": 21},
 }
 COMMAND = "snakemake results/demo/report.html # <b>"
@@ -76,7 +81,7 @@ def test_every_section_builds_and_every_chart_validates(results, variant):
     sweep = load(results, variant)
     for section in SECTIONS.values():
         found = blocks(sweep, section.id)
-        assert found, section.id
+        assert bool(found) == (section.id != "transfer" or variant == "alone"), section.id
         for block in found:
             if isinstance(block, Figure):
                 spec = block.spec()  # Altair validates
@@ -171,6 +176,100 @@ def test_mirrored_cells_swap_norms(demo):
     assert cells["brevity", "brevity"]["norm_row"] == first["norm_row"]
 
 
+def test_cells_that_are_not_distinguishable_from_0_are_marked(demo):
+    """The planted pairs are clear over all steps; at a single step hardly any is, and its cells say so."""
+    verdicts = {(r["group"], r["row"], r["column"]): r["verdict"] for r in mean_map(demo).rows}
+    assert verdicts["grpo", "refusal", "numeric"] == verdicts["grpo", "numeric", "refusal"] == "conflict"
+    assert verdicts["reinforce", "brevity", "refusal"] == "synergy" and verdicts["grpo", "brevity", "brevity"] is None
+    at_step = [r["verdict"] for r in step_map(demo).rows if r["row"] != r["column"] and r["cosine"] is not None]
+    assert at_step.count("not distinguishable from 0") > len(at_step) / 4
+    assert "not distinguishable from 0" in json.dumps(mean_map(demo).spec()["spec"])
+
+
+def test_the_forest_has_each_pair_with_interval_and_q(results, demo):
+    figure = forest(demo)
+    table = pd.read_parquet(results / "demo" / "pairs.parquet").query("level == 'group'")
+    assert len(figure.rows) == len(table) == 6
+    row = next(r for r in figure.rows if r["label"] == "numeric · refusal, grpo")
+    truth = table[(table["algorithm.name"] == "grpo") & (table["objective_i"] == "numeric")].iloc[0]
+    assert row["alignment"] == pytest.approx(truth["alignment"], rel=1e-4) and row["verdict"] == "conflict"
+    assert row["alignment_low"] < row["alignment"] < row["alignment_high"] < 0 and row["says"] == f"q {truth['q']:.3f}"
+    untested = Sweep(**{**demo.__dict__, "pairs": demo.pairs.assign(p=float("nan"))})
+    assert isinstance(forest(untested), Note)
+
+
+def test_the_conflict_fraction_stands_beside_its_null(demo):
+    rows = {r["label"]: r for r in conflict_null(demo).rows}
+    assert set(rows) == {"grpo", "reinforce", *(f"{g}, seed {s}" for g in ("grpo", "reinforce") for s in (0, 1))}
+    assert all(r["null_low"] <= r["null"] <= r["null_high"] for r in rows.values())
+
+
+def test_weights_are_drawn_where_they_move(demo):
+    assert len(blocks(demo, "variance")) == 1
+    weights = demo.metrics[demo.metrics["metric"] == "advantage_variance_share"].assign(metric="weight")
+    moving = Sweep(**{**demo.__dict__, "metrics": pd.concat([demo.metrics, weights])})
+    assert [block.title for block in blocks(moving, "variance")][1] == "Weights over training"
+    constant = Sweep(**{**demo.__dict__, "metrics": pd.concat([demo.metrics, weights.assign(value=0.5)])})
+    assert len(blocks(constant, "variance")) == 1
+
+
+def test_the_front_holds_the_groups_that_none_beats():
+    means = pd.DataFrame({"x": [0.0, 1, 0.5, 0.4, 1], "y": [1.0, 0, 0.5, 0.5, 0]}, index=list("abcde"))
+    assert non_dominated(means) == {"a", "b", "c", "e"}  # d is as good as c in y and worse in x
+
+
+# Transfer
+
+
+def test_transfer_puts_change_beside_cosine_and_covariance(results):
+    sweep = load(results, "alone")
+    assert sweep.groups == list(OBJECTIVES)  # the variant names the weights
+    frame = transfer.cells(sweep)
+    assert len(frame) == 27 and set(frame["trained"]) == set(OBJECTIVES)
+    run = frame["run"].iloc[0]
+    mine = frame[(frame["run"] == run) & (frame["measured"] == "refusal")].iloc[0]
+    pairs = sweep.pairs[(sweep.pairs["level"] == "run") & (sweep.pairs["run"] == run)]
+    pair = pairs[(pairs["objective_i"] == mine["trained"]) & (pairs["objective_j"] == "refusal")]
+    assert mine["cosine"] == pair["cosine"].item()
+    evaluated = read_json(sweep.folder / "runs" / run / "eval.json")["objectives"]["refusal"]["difference"]["mean"]
+    assert mine["change"] == evaluated
+    matrix = {(r["trained"], r["measured"]): r for r in blocks(sweep, "transfer")[1].rows if r["matrix"] == "change"}
+    expected = frame[(frame["trained"] == "numeric") & (frame["measured"] == "brevity")]["change"].mean()
+    assert matrix["numeric", "brevity"]["mean"] == pytest.approx(expected, rel=1e-4) and len(matrix) == 9
+
+
+def test_a_predictor_that_works_is_named():
+    """Four objectives, three seeds; the change is the cosine with a little noise, the covariance is noise alone."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-1, 1, (4, 4))
+    rows = [
+        {"trained": str(i), "measured": str(j), "run": f"{i}-{seed}", "cosine": truth[i, j] + rng.normal(0, 0.02),
+         "alignment": truth[i, j], "covariance": rng.normal(), "correlation": float("nan"),
+         "change": truth[i, j] * 0.1 + rng.normal(0, 0.002)}
+        for i in range(4) for j in range(4) for seed in range(3)
+    ]  # fmt: skip
+    found = {r.predictor: r for r in transfer.rank_correlations(pd.DataFrame(rows))}
+    assert found["cosine"].cells == 12 and found["cosine"].rho > 0.95 and found["cosine"].p < 0.01
+    assert found["cosine"].low <= found["cosine"].rho <= found["cosine"].high
+    assert abs(found["covariance"].rho) < 0.6 and np.isnan(found["correlation"].rho)
+    assert transfer.judgement(list(found.values())).startswith("The cosine predicts")
+    swapped = pd.DataFrame(rows).rename(columns={"cosine": "covariance", "covariance": "cosine"})
+    assert transfer.judgement(transfer.rank_correlations(swapped)).startswith("The covariance predicts")
+    same = pd.DataFrame(rows).assign(covariance=lambda f: f["cosine"])
+    assert "not distinguishable as predictors" in transfer.judgement(transfer.rank_correlations(same))
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(5, 8)).round(1), rng.normal(size=(5, 8)).round(1)
+    assert transfer.spearman(x, y) == pytest.approx(
+        [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
+    )
+    x[0, :2] = np.nan
+    assert transfer.spearman(x, y)[0] == pytest.approx(stats.spearmanr(x[0, 2:], y[0, 2:]).statistic)
+    assert np.isnan(transfer.spearman(np.ones((1, 8)), y[:1])).all()
+
+
 def test_cosine_colour_is_centred_at_0_and_fixed(results):
     layers = load(results, "layers")
     for figure in (step_map(layers), mean_map(layers), layer_map(layers)):
@@ -209,6 +308,8 @@ def test_no_value_at_all_is_a_sentence(demo):
 
 def test_layers_are_in_numeric_order_and_one_is_the_main():
     assert layer_order(["10", "2", "all", "0"]) == ["0", "2", "10", "all"]
+    modules = ["10.mlp", "2.mlp", "10.attention", "2.attention"]
+    assert layer_order(modules) == ["2.attention", "2.mlp", "10.attention", "10.mlp"]
     frame = pd.DataFrame({"run": ["a", "a", "b", "b"], "layer": ["2", "10", "3", "all"]})
     assert keep_main_layer(frame)["layer"].tolist() == ["10", "all"]
 

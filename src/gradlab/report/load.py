@@ -1,4 +1,4 @@
-"""A sweep as the report reads it: four tables and what is known of each run."""
+"""A sweep as the report reads it: six tables and what is known of each run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from gradlab.store import read_json
 
-TABLES = ("metrics", "cosines", "evals", "samples")
+TABLES = ("metrics", "cosines", "pairs", "conflict", "evals", "samples")
 NAMES_THEMSELVES = ("algorithm.name", "adapter.kind", "variant")
 """Parameters whose value says what it is; others read `lr=0.001`."""
 
@@ -21,7 +21,7 @@ class Sweep:
 
     runs         one row a run: run, group, seed, and the parameters that vary
     varying      the names of those parameters, without seed
-    tables       metrics, cosines, evals, samples: see docs/DATA.md, plus `group` and `seed`
+    tables       metrics, cosines, pairs, conflict, evals, samples: see docs/DATA.md, plus `group` and `seed`
     """
 
     name: str
@@ -32,6 +32,8 @@ class Sweep:
     varying: list[str]
     metrics: pd.DataFrame
     cosines: pd.DataFrame
+    pairs: pd.DataFrame
+    conflict: pd.DataFrame
     evals: pd.DataFrame
     samples: pd.DataFrame
     configs: dict[str, dict[str, Any]]
@@ -69,10 +71,14 @@ def load(results: str | Path, sweep: str) -> Sweep:
     configs = {entry["run"]: read_json(folder / "runs" / entry["run"] / "config.json") for entry in about["runs"]}
     provenance = {run: read_json(folder / "runs" / run / "provenance.json") for run in configs}
     varying = list(dict.fromkeys(key for entry in about["runs"] for key in entry["varies"] if key != "seed"))
+    named = _named_by_variant(about["runs"])
     rows = []
     for entry in about["runs"]:
         config, varies = configs[entry["run"]], entry["varies"]
-        group = group_label({key: varies[key] for key in varying if key in varies}) or config["algorithm"]["name"]
+        group = (
+            group_label({key: varies[key] for key in varying if key in varies and key not in named})
+            or config["algorithm"]["name"]
+        )
         rows.append({"run": entry["run"], "group": group, "seed": config["seed"], **varies})
     runs = pd.DataFrame(rows)
     tables = {table: _read_table(folder / f"{table}.parquet", runs) for table in TABLES}
@@ -80,6 +86,16 @@ def load(results: str | Path, sweep: str) -> Sweep:
         about["name"], about["title"], about["description"], folder, runs, varying, **tables,
         configs=configs, provenance=provenance,
     )  # fmt: skip
+
+
+def _named_by_variant(entries: list[dict[str, Any]]) -> set[str]:
+    """Parameters that the name of a variant says: they have one value in each."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for varies in (entry["varies"] for entry in entries if "variant" in entry["varies"]):
+        for key in varies.keys() - {"variant", "seed"}:
+            values.setdefault((key, varies["variant"]), set()).add(repr(varies[key]))
+    several = {key for (key, _), found in values.items() if len(found) > 1}
+    return {key for key, _ in values} - several
 
 
 def group_label(varies: dict[str, Any]) -> str:
@@ -94,11 +110,12 @@ def group_label(varies: dict[str, Any]) -> str:
 
 def _read_table(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.read_parquet(path)
-    known, found = set(runs["run"]), set(table["run"])
+    key = "first_run" if "first_run" in table else "run"
+    known, found = set(runs["run"]), set(table[key]) | set(table["run"].dropna())
     # Only in metrics has every run rows: one without a probe has no cosine.
     wrong = found - known or (known - found if path.stem == "metrics" else set())
     if wrong:
         raise ValueError(
             f"{path}: expected the runs of sweep.json; {sorted(wrong)} differ. Run `snakemake {path}` again."
         )
-    return table.merge(runs[["run", "group"]], on="run", how="left")
+    return table.merge(runs[["run", "group"]].rename(columns={"run": key}), on=key, how="left")

@@ -41,7 +41,8 @@ def write_report(results: str | Path, sweep: str, out: str | Path, command: str)
 
 def render(sweep: Sweep, command: str, link_base: str = ".") -> str:
     """The page as text. `link_base` is the way from the page to the sweep's folder."""
-    contents = [(section, list(section.build(sweep))) for section in SECTIONS.values()]
+    built = [(section, list(section.build(sweep))) for section in SECTIONS.values()]
+    contents = [(section, blocks) for section, blocks in built if blocks]
     return fill(
         "page.html.j2",
         [vega(), template("page.js")],

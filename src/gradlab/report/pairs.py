@@ -20,17 +20,33 @@ def keep_main_layer(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_order(layers: list[str]) -> list[str]:
-    return sorted(layers, key=lambda layer: (layer in ("all", "last"), int(layer) if layer.isdigit() else 0, layer))
+    """Blocks in their order, the modules of a block (`3.attention`) after one another, `all` and `last` at the end."""
+    return sorted(layers, key=lambda layer: (layer in ("all", "last"), max(_block(layer), 0), layer))
 
 
-def _preference(layer: str) -> tuple[int, int]:
-    return {"all": 0, "last": 1}.get(layer, 2), -int(layer) if layer.isdigit() else 0
+def _preference(layer: str) -> tuple[int, int, str]:
+    return {"all": 0, "last": 1}.get(layer, 2), -_block(layer), layer
+
+
+def _block(layer: str) -> int:
+    """The block's index in `3` or `3.attention`; -1 in `all`."""
+    head = layer.partition(".")[0]
+    return int(head) if head.isdigit() else -1
 
 
 def layers_text(frame: pd.DataFrame) -> str:
     """What was probed, for captions: `scope last_block, space factors, layer last`."""
     parts = [f"{key} {', '.join(map(str, frame[key].unique()))}" for key in ("scope", "space", "layer")]
     return "; ".join(parts)
+
+
+def keep_level(frame: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Rows of `pairs` or `conflict` at a level, of the main layer of each group."""
+    frame = frame[frame["level"] == level]
+    if frame.empty:
+        return frame
+    chosen = frame.groupby("first_run")["layer"].agg(lambda layers: min(layers.unique(), key=_preference))
+    return frame[frame["layer"] == frame["first_run"].map(chosen)]
 
 
 def pair_means(frame: pd.DataFrame) -> pd.DataFrame:

@@ -31,12 +31,12 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def colour(field: str, domain: list[str], title: str | None = None) -> alt.Color:
+def colour(field: str, domain: list[str], title: str | None = None, symbol: str = "stroke") -> alt.Color:
     """One fixed colour a name, the same in every chart of the page; legend above, to be clicked."""
     palette = PALETTE if len(domain) <= len(PALETTE) else MANY
     colours = [palette[i % len(palette)] for i in range(len(domain))]
     legend = alt.Legend(
-        orient="top", title=title, symbolType="stroke", columns=max(1, min(6, 140 // max(map(len, domain), default=1)))
+        orient="top", title=title, symbolType=symbol, columns=max(1, min(6, 140 // max(map(len, domain), default=1)))
     )
     return alt.Color(f"{field}:N", scale=alt.Scale(domain=domain, range=colours), legend=legend)
 

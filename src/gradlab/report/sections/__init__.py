@@ -3,9 +3,10 @@
 from gradlab.report.sections import summary  # isort: skip
 from gradlab.report.sections import rewards  # isort: skip
 from gradlab.report.sections import cosines  # isort: skip
+from gradlab.report.sections import transfer  # isort: skip
 from gradlab.report.sections import evaluation  # isort: skip
 from gradlab.report.sections import training  # isort: skip
 from gradlab.report.sections import samples  # isort: skip
 from gradlab.report.sections import runs  # isort: skip
 
-__all__ = ["cosines", "evaluation", "rewards", "runs", "samples", "summary", "training"]
+__all__ = ["cosines", "evaluation", "rewards", "runs", "samples", "summary", "training", "transfer"]

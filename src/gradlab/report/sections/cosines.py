@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from gradlab.report.blocks import Block, Note, section
 from gradlab.report.curves import curves
+from gradlab.report.forest import conflict_null, forest
 from gradlab.report.load import Sweep
 from gradlab.report.matrices import layer_map, mean_map, step_map
 from gradlab.report.pairs import keep_main_layer, layers_text, main_layer
@@ -19,6 +20,7 @@ def cosines(sweep: Sweep) -> Iterable[Block]:
         return
     yield step_map(sweep)
     yield mean_map(sweep)
+    yield forest(sweep)
     if sweep.cosines["layer"].nunique() > 1:
         yield layer_map(sweep)
     frame = main_layer(sweep)
@@ -44,6 +46,7 @@ def cosines(sweep: Sweep) -> Iterable[Block]:
         y="share of pairs",
         domain=(0.0, 1.0),
     )
+    yield conflict_null(sweep)
     synergy = metrics[metrics["metric"] == "probe/net_synergy"]
     yield curves(
         sweep,

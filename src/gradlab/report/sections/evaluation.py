@@ -10,6 +10,7 @@ import pandas as pd
 
 from gradlab.report.blocks import TABLE, Block, Figure, Link, Note, Table, number, records, section
 from gradlab.report.load import Sweep
+from gradlab.report.pareto import pareto
 from gradlab.report.theme import GREY, PALETTE, facet_width
 
 ENDS = ("mean", "low", "high")
@@ -31,6 +32,8 @@ def evaluation(sweep: Sweep) -> Iterable[Block]:
         yield Note("No differences: the evaluation compares with no base model.")
     else:
         yield difference(sweep, differences)
+    if figure := pareto(sweep):
+        yield figure
     yield _text_table(sweep)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from gradlab.inference import NEITHER
 from gradlab.report.blocks import Block, Note, Table, interval, number, section
 from gradlab.report.load import Sweep, plural
-from gradlab.report.pairs import layers_text, main_layer, pair_means
+from gradlab.report.pairs import keep_level, layers_text, main_layer, pair_means
 
 
 def heldout(sweep: Sweep) -> pd.DataFrame:
@@ -21,7 +22,7 @@ def heldout(sweep: Sweep) -> pd.DataFrame:
 
 
 def headline(sweep: Sweep) -> str:
-    """One sentence: the largest change on held-out prompts, the lowest and the highest mean cosine."""
+    """One sentence: the largest held-out change, the lowest and the highest mean cosine, and how many are not 0."""
     parts = []
     changes = heldout(sweep).query("model == 'difference'")
     if len(changes):
@@ -34,6 +35,8 @@ def headline(sweep: Sweep) -> str:
             pair = pairs.loc[index]
             name = f"{pair['objective_i']} · {pair['objective_j']}"
             parts.append(f"{word} mean cosine: {name} {number(pair['mean'], sign=True)} ({pair['group']})")
+        verdicts = keep_level(sweep.pairs, "group")["verdict"].dropna()
+        parts.append(f"{(verdicts != NEITHER).sum()} of {plural(len(verdicts), 'pair')} distinguishable from 0")
     return "; ".join(parts) + "." if parts else "No evaluation difference and no cosine."
 
 
@@ -72,21 +75,25 @@ def _pair_table(sweep: Sweep) -> Block:
     frame = main_layer(sweep)
     if frame.empty:
         return Note(no_cosines(sweep))
+    tested = keep_level(sweep.pairs, "group").set_index(["group", "objective_i", "objective_j"])["verdict"]
+    verdicts = tested.where(tested.notna(), None).to_dict()
     rows = []
     for pair in pair_means(frame).itertuples():
-        apart = "yes" if pair.low > 0 or pair.high < 0 else "no" if pair.n > 1 else "—"
+        apart = verdicts.get((pair.group, pair.objective_i, pair.objective_j)) or "—"
         mean = number(pair.mean, sign=True) + interval(pair.low, pair.high, sign=True)
         seeds = frame[frame["group"] == pair.group]["run"].nunique()
         name = f"{pair.objective_i} · {pair.objective_j}"
         rows.append([pair.group, name, mean, apart, number(pair.below), str(seeds), str(pair.n), str(pair.undefined)])
     caption = (
         "Cosine between the gradients of two objectives: mean over all probed steps and seeds, with 1.96 standard "
-        "errors over probes (each probe has fresh completions; taken as independent). “Apart from 0”: the interval "
-        "excludes 0; pairs are not corrected for their number. Conflict: share of defined probes below minus τ. "
-        "Undefined probes, where an objective has no gradient, are counted and left out. "
+        "errors over probes (each probe has fresh completions; taken as independent). Verdict: from products of "
+        "different prompts only, which noise shared by two rewards does not move; false discovery rate 5 % over the "
+        "pairs of a group. So a cosine whose interval excludes 0 can be “not distinguishable”: on these completions "
+        "the two gradients point so, but nothing says that they would on others. Conflict: share of defined probes "
+        "below minus τ. Undefined probes, where an objective has no gradient, are counted and left out. "
         f"Probed: {layers_text(frame)}."
     )
-    columns = ["group", "pair", "cosine", "apart from 0", "conflict", "seeds", "n probes", "undefined"]
+    columns = ["group", "pair", "cosine", "verdict", "conflict", "seeds", "n probes", "undefined"]
     return Table("Cosines between objectives", caption, columns, rows, numeric=frozenset((2, 4, 5, 6, 7)))
 
 

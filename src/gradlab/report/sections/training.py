@@ -41,6 +41,18 @@ def variance(sweep: Sweep) -> Iterable[Block]:
         domain=(0.0, 1.0),
         rule=1 / len(sweep.objectives),
     )
+    weights = sweep.metrics[sweep.metrics["metric"] == "weight"]
+    if (weights.groupby(["run", "objective"])["value"].nunique() > 1).any():
+        yield curves(
+            sweep,
+            weights.assign(panel=weights["objective"]),
+            title="Weights over training",
+            caption="What multiplied each objective's advantages at each step. Weights that a Gram gives may "
+            "differ from step to step.",
+            empty="No weights at any step.",
+            y="weight",
+            rule=0.0,
+        )
 
 
 @section("training", "Training")

@@ -1,0 +1,75 @@
+"""Objectives against each other over the groups of a sweep: which groups no other beats in both."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import altair as alt
+import pandas as pd
+
+from gradlab.report.blocks import TABLE, Figure, records
+from gradlab.report.load import Sweep
+from gradlab.report.theme import GREY, INK, WIDTH, colour
+
+MOST_PANELS = 6
+
+
+def pareto(sweep: Sweep) -> Figure | None:
+    """A panel for each two objectives; None with fewer than two of either objectives or groups."""
+    rewards = sweep.evals[(sweep.evals["measure"] == "reward") & (sweep.evals["model"] == "policy")]
+    wide = rewards.dropna(subset=["mean"]).pivot_table(index=["group", "run"], columns="objective", values="mean")
+    objectives = [k for k in sweep.objectives if k in wide]
+    if len(objectives) < 2 or wide.index.get_level_values("group").nunique() < 2:
+        return None
+    pairs = list(combinations(objectives, 2))
+    rows, panels = [], []
+    for i, (first, second) in enumerate(pairs[:MOST_PANELS]):
+        points = wide[[first, second]].dropna().rename(columns={first: "x", second: "y"})
+        means = points.groupby("group", sort=False).mean()
+        front = non_dominated(means)
+        rows += _rows(means, i, "mean", front) + _rows(points.droplevel("run"), i, "seed", set())
+        panels.append(_panel(sweep, i, first, second))
+    columns = min(3, len(panels))
+    chart = alt.concat(*panels, columns=columns, data=TABLE, spacing=36).resolve_scale(color="shared")
+    more = f" The first {MOST_PANELS} of {len(pairs)} pairs." if len(pairs) > MOST_PANELS else ""
+    caption = (
+        "Mean raw reward on held-out prompts after training. Large: mean over seeds, ringed where no other group is at "
+        "least as good in both and better in one; small: each seed. The ring is of the means alone: groups whose seeds "
+        f"overlap are not told apart. {sweep.seeds_text()}.{more}"
+    )
+    return Figure("Objectives against each other", caption, chart, records(pd.DataFrame(rows)))
+
+
+def non_dominated(means: pd.DataFrame) -> set[str]:
+    """Groups of the (x, y) means that no other equals or beats in both and beats in one."""
+    return {
+        str(group)
+        for group, point in means.iterrows()
+        if not ((means >= point).all(axis=1) & (means > point).any(axis=1)).any()
+    }
+
+
+def _rows(points: pd.DataFrame, panel: int, kind: str, front: set[str]) -> list[dict]:
+    return [
+        {"panel": panel, "kind": kind, "group": group, "x": x, "y": y, "front": group in front}
+        for group, x, y in points.itertuples(name=None)
+    ]
+
+
+def _panel(sweep: Sweep, panel: int, first: str, second: str) -> alt.LayerChart | alt.FacetChart:
+    base = alt.Chart().transform_filter(f"datum.panel == {panel}")
+    scale = alt.Scale(zero=False, padding=12)
+    x, y = alt.X("x:Q", title=first, scale=scale), alt.Y("y:Q", title=second, scale=scale)
+    hue = colour("group", sweep.groups, symbol="circle")
+    tooltip = ["group:N", "kind:N", alt.Tooltip("x:Q", title=first, format=".3f"),
+               alt.Tooltip("y:Q", title=second, format=".3f"), "front:N"]  # fmt: skip
+    mean = base.transform_filter("datum.kind == 'mean'")
+    seeds = base.transform_filter("datum.kind == 'seed'").mark_point(filled=True, size=22, opacity=0.5)
+    rings = mean.transform_filter("datum.front").mark_point(size=210, color=INK, strokeWidth=1.4, opacity=0.8)
+    front = mean.transform_filter("datum.front").mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1)
+    return alt.layer(
+        front.encode(x=x, y=y),
+        seeds.encode(x=x, y=y, color=hue, tooltip=tooltip),
+        rings.encode(x=x, y=y),
+        mean.mark_point(filled=True, size=100, opacity=1).encode(x=x, y=y, color=hue, tooltip=tooltip),
+    ).properties(width=WIDTH // 3 - 75, height=220)

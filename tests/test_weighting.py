@@ -417,3 +417,33 @@ def test_the_gram_acted_on_sees_this_batch(world):  # noqa: F811
     batch = metrics(train([config(weighting={"name": "mgda"})], "batch"))
     ema = metrics(train([config(weighting={"name": "mgda", "gram": "ema"})], "ema"))
     assert batch[0]["weight/brevity"] != 1 and ema[0]["weight/brevity"] == 1 and ema[1]["weight/brevity"] != 1
+
+
+def test_layers_and_modules_of_the_scope_act_as_one_gram(world):  # noqa: F811
+    first = [
+        metrics(train([config(weighting={"name": "mgda"}, probe={"every": 2, "scope": scope}, steps=1)], scope))[0]
+        for scope in ("adapter", "per_layer", "per_module")
+    ]
+    for found in first[1:]:
+        assert found["weight/brevity"] == pytest.approx(first[0]["weight/brevity"], rel=1e-4)
+    last = metrics(train([config(weighting={"name": "mgda"}, steps=1)], "last"))[0]
+    assert abs(last["weight/brevity"] - first[0]["weight/brevity"]) > 1e-3
+
+
+def test_a_step_that_fails_leaves_what_weightings_remember(world, monkeypatch):  # noqa: F811
+    """The weights are known and the method has moved its state when the gradient turns out not to be finite."""
+    run = trainer([config(weighting={"name": "gradvac"})])
+    run.step(0)
+    before = dict(run.weightings[0].memory)
+    plain = engine.accumulate
+
+    def poisoned(*args):
+        result = plain(*args)
+        run.optimizer.grad[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(engine, "accumulate", poisoned)
+    with pytest.raises(engine.TrainingDiverged):
+        run.step(1)
+    assert run.weightings[0].memory.keys() == before.keys()
+    np.testing.assert_array_equal(run.weightings[0].memory["target_KK"], before["target_KK"])

@@ -65,6 +65,12 @@ def test_a_planted_relation_is_found_at_the_stated_power():
         assert (np.sign(found["alignment"][flagged]) == np.sign(cosine)).all()
 
 
+def test_the_observed_order_counts_among_the_shuffles():
+    """Nothing beats a relation as strong as this, and p is 1 / (99 + 1), never 0."""
+    step = simulate.step(np.random.default_rng(20), (3.0, 3.0), cosine=0.9)
+    assert one(step, resamples=99).p_KK[0, 1] == 0.01
+
+
 def test_shared_noise_fools_the_plain_cosine_only():
     """Rewards with noise of correlation 0.9 and no gradient: plain 0.9; alignment 0 within 4 standard errors."""
     found = simulate.pair(lambda r: simulate.step(r, shared=0.9), 100, 8, 3, resamples=99)
@@ -113,6 +119,26 @@ def test_uncentred_rewards_of_mean_p_show_a_cosine_that_is_not_there():
     centred = rewards - rewards.reshape(50, 8, 2).mean(axis=1)[group]
     assert one(ProbedStep(gram, rewards, group), 9).cosine_KK[0, 1] == pytest.approx(0.7, abs=0.08)
     assert abs(one(ProbedStep(gram, centred, group), 9).cosine_KK[0, 1]) < 0.2
+
+
+def test_published_mistakes_go_wrong_as_the_page_says():
+    """docs/synergy.md: means of 60 simulations; the sds are 0.1 and less, so 0.1 is far beyond chance."""
+    rows = [simulate.mistaken(r) for r in np.random.default_rng(16).spawn(60)]
+    found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    assert found["uncentred"].mean() == pytest.approx(0.7, abs=0.1) and abs(found["centred"].mean()) < 0.05
+    assert found["own rollouts"].mean() < 0.3 and found["same rollouts"].min() == pytest.approx(1.0)
+    assert np.abs(found["scalar"]) == pytest.approx(np.ones(60))  # always +1 or -1
+    assert 0.2 < (found["scalar"] > 0).mean() < 0.8  # and as often one as the other
+
+
+def test_a_baseline_of_the_batch_leaves_prompts_mean_effects_in_every_shuffle():
+    """Rewards that differ between prompts alone: REINFORCE's advantages have no within-prompt part, nothing moves."""
+    r = np.random.default_rng(17)
+    scores, group = r.normal(size=(32, 6)), np.repeat(np.arange(4), 8)
+    advantages = r.normal(size=(4, 2))[group]
+    found = evidence(ProbedStep(scores @ scores.T, advantages, group), rng(), resamples=50)
+    assert found.null_2SKK[0, :, 0, 1] == pytest.approx(np.full(50, found.cross_TKK[0, 0, 1]))
+    assert estimate(found, rng()).p_KK[0, 1] == 1.0
 
 
 def test_one_table_by_hand():
@@ -185,6 +211,22 @@ def test_the_bootstrap_draws_prompts():
     small, large = (evidence(step, rng(2), 99).boot_SKK for step in (few, many))
     assert small == pytest.approx(large, nan_ok=True)
     assert np.nanstd(small[:, 0, 1]) > 0
+
+
+def test_a_prompt_is_never_multiplied_with_its_own_copy():
+    """Against a loop: prompts drawn 2, 0, 3, 1 times; products of different prompts, scaled to all pairs."""
+    r = np.random.default_rng(18)
+    part = r.normal(size=(4, 2, 5))  # gradient of each prompt and objective
+    rows = part.transpose(0, 2, 1).reshape(-1, 2)  # five rows a prompt, each with one coordinate as its score
+    scores = np.tile(np.eye(5), (4, 1))
+    counts = np.array([2.0, 0, 3, 1])
+    member = np.repeat(np.eye(4), 5, axis=1)
+    found = inference._prompts_drawn(scores @ scores.T, rows, member, np.ones((4, 2), bool), counts[None])[0]
+    expected = np.zeros((2, 2))
+    for g in range(4):
+        for h in set(range(4)) - {g}:
+            expected += counts[g] * counts[h] * part[g] @ part[h].T
+    assert found == pytest.approx(expected * 36 / (36 - (counts**2).sum()))
 
 
 def test_shuffles_stay_within_their_prompts():

@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import shutil
 import subprocess
 import sys
 import time
@@ -420,6 +421,13 @@ def test_a_missing_or_stale_table_is_named(tmp_path):
         write_json(tmp_path / "demo" / "sweep.json", table | {"runs": changed})
         with pytest.raises(ValueError, match=r"metrics\.parquet: expected the runs of sweep\.json"):
             load(tmp_path, "demo")
+
+
+def test_a_sweep_without_its_tables_is_listed_with_what_is_missing(results, page, tmp_path):
+    shutil.copytree(Path(results) / "demo", tmp_path / "old")
+    (tmp_path / "old" / "pairs.parquet").unlink()
+    assert write_index(tmp_path) == ["old"]
+    assert "pairs.parquet" in (tmp_path / "index.html").read_text()
 
 
 def test_index_lists_sweeps_with_a_report(results, page, tmp_path):

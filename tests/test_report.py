@@ -8,7 +8,6 @@ import re
 import runpy
 import shlex
 import shutil
-import shutil
 import subprocess
 import sys
 import time

@@ -93,6 +93,13 @@ def test_a_run_writes_what_the_architecture_page_lists(world):
     assert sum(shares) == pytest.approx(1)
 
 
+def test_an_objective_without_variance_in_the_whole_run_is_named(world):
+    varied = {"kind": "brevity", "params": {"target_words": 1, "max_words": 4}}
+    flat = {"varied": varied, "brevity": {"params": {"target_words": 50, "max_words": 60}}}
+    log = (train(config(objectives=flat)) / "train.log").read_text()
+    assert "[Warning] objective 'brevity': expected rewards that differ" in log and "objective 'varied'" not in log
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_evaluation_stands_beside_the_base(world, kind):
     folder = train(config(adapter={"kind": kind}, optimizer={"lr": 0.0}))

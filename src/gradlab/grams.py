@@ -59,7 +59,22 @@ def saved_grams(run_dir: str | Path, objectives: list[str]) -> Iterator[SavedGra
             raise ValueError(
                 f"{path}: expected objectives {objectives}; found {saved.objectives}. Train the run again."
             )
+        _check_psd(path, saved)
         yield saved
+
+
+def _check_psd(path: Path, saved: SavedGram) -> None:
+    """Raises ValueError unless every layer's Gram is symmetric and positive semi-definite within float32 rounding."""
+    for layer, gram_BB in zip(saved.layers, saved.gram_LBB, strict=True):
+        scale = float(np.abs(gram_BB).max())
+        skew = float(np.abs(gram_BB - gram_BB.T).max())
+        lowest = float(np.linalg.eigvalsh((gram_BB + gram_BB.T) / 2)[0]) if np.isfinite(scale) else np.nan
+        if not (skew <= 1e-4 * scale and lowest >= -1e-4 * scale):
+            raise ValueError(
+                f"{path}: gram_LBB of layer {layer!r}: expected a symmetric positive semi-definite matrix; found a "
+                f"lowest eigenvalue of {lowest:.3g} and an asymmetry of {skew:.3g} beside entries up to {scale:.3g}. "
+                "The file is damaged: train the run again."
+            )
 
 
 def advantage_covariance(rewards_BK: Array, group_B: NDArray[np.int64], advantage_B: Array) -> tuple[Array, Array]:

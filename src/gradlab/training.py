@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from gradlab import models
 from gradlab.config import RunConfig
 from gradlab.engine import Trainer
 from gradlab.provenance import provenance
-from gradlab.store import atomic_folder, canonical, digest, write_json, writer_lock
+from gradlab.store import atomic_folder, canonical, digest, read_jsonl, write_json, writer_lock
 
 
 def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
@@ -29,6 +30,11 @@ def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str |
         spec = canonical(config.model_dump(mode="json", exclude={"placement", "evaluation"}))
         trainer = Trainer([config], [_stamp(spec, config, bases)], [work], lm)
         trainer.train()
+        for name in _silent(read_jsonl(work / "log" / "metrics.jsonl"), list(config.enabled_objectives)):
+            trainer.logs[0].text(
+                f"[Warning] objective {name!r}: expected rewards that differ among the completions of a prompt; found "
+                "none in the whole run. It has no gradient: change its params, the prompts or the base."
+            )
         for name in ("probe", "config.json"):  # what an earlier configuration left
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -39,6 +45,16 @@ def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str |
         write_json(run_dir / "config.json", config.model_dump(mode="json"))
         shutil.rmtree(work / "log")
         (work / "checkpoint.safetensors").unlink()
+
+
+def _silent(metrics: list[dict[str, Any]], objectives: list[str]) -> list[str]:
+    """Objectives that had no advantage at any step although their weight was not 0."""
+    return [
+        name
+        for name in objectives
+        if any(row[f"weight/{name}"] for row in metrics)
+        and not any(row[f"advantage_variance_share/{name}"] for row in metrics)
+    ]
 
 
 def _stamp(spec: str, config: RunConfig, bases: str | Path) -> str:

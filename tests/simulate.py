@@ -23,11 +23,13 @@ def step(
     shared: float = 0.0,
     prompts: int = PROMPTS,
     spread: float = 0.0,
+    local: float = 0.0,
     centred: bool = True,
 ) -> ProbedStep:
     """Two rewards r_i = signal_i (score . v_i) + noise_i; the true gradients signal_i v_i have the given cosine.
 
-    shared: correlation of the two noises; spread: standard deviation of a prompt's own gradient, by coordinate.
+    shared: correlation of the two noises; spread, local: standard deviation of a prompt's own gradient by
+    coordinate, of each objective by itself or of both alike.
     """
     scores_BP = rng.normal(size=(prompts * GENERATIONS, PARAMETERS))
     group_B = np.repeat(np.arange(prompts), GENERATIONS)
@@ -35,6 +37,7 @@ def step(
     direction_KP = np.stack([first, cosine * first + np.sqrt(1 - cosine**2) * np.eye(PARAMETERS)[1]])
     direction_KGP = np.array(signal)[:, None, None] * direction_KP[:, None]
     direction_KGP = direction_KGP + spread * rng.normal(size=(2, prompts, PARAMETERS))
+    direction_KGP = direction_KGP + (local * rng.normal(size=(1, prompts, PARAMETERS)) if local else 0.0)
     noise_BK = rng.normal(size=(len(group_B), 2))
     noise_BK[:, 1] = shared * noise_BK[:, 0] + np.sqrt(1 - shared**2) * noise_BK[:, 1]
     rewards_BK = np.einsum("bp,kbp->bk", scores_BP, direction_KGP[:, group_B]) + noise_BK
@@ -62,6 +65,7 @@ CASES: dict[str, dict] = {
     "both, orthogonal, shared noise 0.9": {"signal": (0.5, 0.5), "shared": 0.9},
     "cosine 0.5": {"signal": (0.5, 0.5), "cosine": 0.5},
     "cosine -0.5, shared noise 0.9": {"signal": (0.5, 0.5), "cosine": -0.5, "shared": 0.9},
+    "the same on each prompt, unrelated across": {"local": 0.15},
     "cosine 0.8, weak": {"signal": (0.2, 0.2), "cosine": 0.8},
 }
 
@@ -76,13 +80,13 @@ def table(repeats: int = 400) -> str:
             found = pair(
                 lambda rng, options=options: step(rng, **options), repeats if steps == 1 else repeats // 2, steps, 0
             )
-            truth = options.get("cosine", 0.0)
+            truth = 1.0 if options.get("local") else options.get("cosine", 0.0)
             defined = ~np.isnan(found["unbiased"])
             interval = ~np.isnan(found["low"])
             held = (found["low"] <= truth) & (truth <= found["high"])
             cover = f"{held[interval].mean():.2f} ({interval.mean():.0%})" if interval.mean() >= RARE else "rare"
-            unbiased = f"{found['unbiased'][defined].mean():+.2f} ({defined.mean():.0%})"
-            unbiased = unbiased if defined.mean() >= RARE else "rare"
+            given = defined.mean() >= RARE
+            unbiased = f"{found['unbiased'][defined].mean():+.2f} ({defined.mean():.0%})" if given else "rare"
             lines.append(
                 f"| {name} | {steps} | {found['plain'].mean():+.2f} | {unbiased} | {found['alignment'].mean():+.2f} "
                 f"| {(found['p'] <= 0.05).mean():.3f} | {cover} |"

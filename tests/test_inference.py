@@ -65,6 +65,12 @@ def test_a_planted_relation_is_found_at_the_stated_power():
         assert (np.sign(found["alignment"][flagged]) == np.sign(cosine)).all()
 
 
+def test_a_relation_within_prompts_is_found_though_prompts_are_unrelated():
+    """Both rewards have one gradient on each prompt, another on the next: the step moves both. 30 cases of 10 steps."""
+    found = simulate.pair(lambda r: simulate.step(r, local=0.3), 30, 10, 22, resamples=99)
+    assert (found["p"] <= 0.05).mean() > 0.8 and np.nanmean(found["unbiased"]) > 0.8
+
+
 def test_the_observed_order_counts_among_the_shuffles():
     """Nothing beats a relation as strong as this, and p is 1 / (99 + 1), never 0."""
     step = simulate.step(np.random.default_rng(20), (3.0, 3.0), cosine=0.9)
@@ -159,10 +165,10 @@ def test_one_table_by_hand():
 def test_objectives_of_different_prompts_are_counted_by_objective():
     """Exactness judges four prompts and refusal four others: every pair of them is of different prompts (factor 1)."""
     r = np.random.default_rng(8)
-    scores = r.normal(size=(64, 5))
-    group = np.repeat(np.arange(8), 8)
+    scores = r.normal(size=(24, 5))
+    group = np.repeat(np.arange(8), 3)  # too few rows of a prompt for a product of its own
     applies = np.stack([group < 4, group >= 4], axis=1)
-    advantages = r.normal(size=(64, 2)) * applies
+    advantages = r.normal(size=(24, 2)) * applies
     found = evidence(ProbedStep(scores @ scores.T, advantages, group, applies), rng(), resamples=9)
     gradients = scores.T @ advantages
     own = [sum(np.sum((scores[group == g].T @ advantages[group == g, k]) ** 2) for g in range(8)) for k in range(2)]
@@ -193,10 +199,12 @@ def test_rounding_is_silence():
     assert np.isnan(found.cosine_KK).all() and np.isnan(found.p_KK).all()
 
 
-def test_the_diagonal_has_no_p_and_a_single_prompt_none_at_all():
+def test_the_diagonal_has_no_p_and_one_prompt_of_few_rows_none_at_all():
     step = simulate.step(np.random.default_rng(10), (0.5, 0.5))
     assert np.isnan(np.diag(one(step).p_KK)).all() and not np.isnan(one(step).p_KK[0, 1])
-    single = one(simulate.step(np.random.default_rng(11), (0.5, 0.5), prompts=1))
+    rows = simulate.step(np.random.default_rng(11), (0.5, 0.5), prompts=1)
+    assert not np.isnan(one(rows).p_KK[0, 1])
+    single = one(ProbedStep(rows.gram_BB[:3, :3], rows.advantages_BK[:3], rows.group_B[:3]))
     assert not np.isnan(single.cosine_KK[0, 1])
     assert np.isnan(single.p_KK).all() and np.isnan(single.alignment_KK).all() and np.isnan(single.unbiased_KK).all()
 
@@ -206,8 +214,8 @@ def test_the_bootstrap_draws_prompts():
     r = np.random.default_rng(12)
     scores, advantages = r.normal(size=(12, 3)) + 1, r.normal(size=(12, 2)) + 1
     few = ProbedStep(scores @ scores.T, advantages, np.arange(12))
-    many = ProbedStep(*(np.repeat(few.gram_BB, 5, axis=0).repeat(5, axis=1), advantages.repeat(5, axis=0)),
-                      np.arange(12).repeat(5))  # fmt: skip
+    many = ProbedStep(*(np.repeat(few.gram_BB, 3, axis=0).repeat(3, axis=1), advantages.repeat(3, axis=0)),
+                      np.arange(12).repeat(3))  # fmt: skip
     small, large = (evidence(step, rng(2), 99).boot_SKK for step in (few, many))
     assert small == pytest.approx(large, nan_ok=True)
     assert np.nanstd(small[:, 0, 1]) > 0
@@ -221,12 +229,29 @@ def test_a_prompt_is_never_multiplied_with_its_own_copy():
     scores = np.tile(np.eye(5), (4, 1))
     counts = np.array([2.0, 0, 3, 1])
     member = np.repeat(np.eye(4), 5, axis=1)
-    found = inference._prompts_drawn(scores @ scores.T, rows, member, np.ones((4, 2), bool), counts[None])[0]
+    arguments = (scores @ scores.T, rows, member, np.ones((4, 2), bool), counts[None])
+    found = inference._prompts_drawn(*arguments, False)[0]
     expected = np.zeros((2, 2))
     for g in range(4):
         for h in set(range(4)) - {g}:
             expected += counts[g] * counts[h] * part[g] @ part[h].T
     assert found == pytest.approx(expected * 36 / (36 - (counts**2).sum()))
+    own = sum(counts[g] * part[g] @ part[g].T for g in range(4))
+    assert inference._prompts_drawn(*arguments, True)[0] == pytest.approx(expected * 4 / 3 + own)
+
+
+def test_products_within_a_prompt_are_unbiased():
+    """One prompt of 6 rows, noise of correlation 0.9, true product of the two covariances 0.5: 3000 draws, 4 se."""
+    r = np.random.default_rng(21)
+    found = []
+    for _ in range(3000):
+        scores, noise = r.normal(size=(6, 4)), r.normal(size=(6, 1))
+        rewards = scores[:, :1] * [1.0, 0.5] + noise * 0.9 + r.normal(size=(6, 2)) * 0.4
+        advantages = rewards - rewards.mean(axis=0)
+        block = inference._u_centred(scores @ scores.T, np.zeros(6, int))
+        found.append(advantages[:, 0] @ block @ advantages[:, 1] / 25)
+        assert advantages[:, 0] @ block @ advantages[:, 1] == pytest.approx(rewards[:, 0] @ block @ rewards[:, 1])
+    assert abs(np.mean(found) - 0.5) < 4 * np.std(found) / np.sqrt(3000) < 0.15
 
 
 def test_shuffles_stay_within_their_prompts():

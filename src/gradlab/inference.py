@@ -4,11 +4,14 @@ A probed step gives gram_BB (inner products of per-row scores), advantages_BK an
 each row). Rows of different prompts are independent draws; rows of one prompt share a baseline. So:
 
 - the plain cosine adds each row's product with itself: squared noise in the norms, and between two objectives
-  the noise they share. The **cross-fitted** inner product keeps products of different prompts only (a
-  U-statistic, the mean over all split halves) and is unbiased. Over the cross-fitted norms it is the
-  **unbiased** cosine (a ratio of unbiased parts: consistent, not exactly unbiased), given only where both squared
-  norms are positive in 97.5 % of the resamples: a norm that happens to come out positive by chance selects large
-  cosines. Over the plain norms it is the **alignment**, defined where both objectives have a gradient, of the
+  the correlation of their rewards on the same text. The **cross-fitted** inner product keeps products of different
+  rows only: of different prompts as they are, of one prompt U-centred (Szekely and Rizzo 2014; the unbiased HSIC of
+  Song et al. 2012 with linear kernels), since its rows share a baseline. It is unbiased for the gradients expected
+  on the step's prompts. A prompt with fewer than ENOUGH_ROWS rows has no such estimate; then the step keeps
+  different prompts alone, scaled to all pairs, and speaks of the mean over prompts. Over the cross-fitted norms it
+  is the **unbiased** cosine (a ratio of unbiased parts: consistent, not exactly unbiased), given only where both
+  squared norms are positive in 97.5 % of the resamples: a norm that happens to come out positive by chance selects
+  large cosines. Over the plain norms it is the **alignment**, defined where both objectives have a gradient, of the
   cosine's sign and shrunk towards 0 by noise;
 - the **interval** is a bootstrap: of prompts within a step; over ENOUGH_STEPS steps or more, of steps;
 - the **permutation null** shuffles advantages among the rows of each prompt, in three ways: either objective
@@ -19,11 +22,12 @@ each row). Rows of different prompts are independent draws; rows of one prompt s
   ENOUGH_STEPS steps a **sign-flip** test of the steps' inner products, which asks only whether they scatter
   around 0, must agree: its p-value enters the maximum;
 - steps are added after division by sqrt(sum over prompts of squared norms), so that a step counts once however
-  long its gradients are. That length holds no product of different prompts: dividing by it leaves an inner
-  product without relation at mean 0, dividing by the plain norm would not;
+  long its gradients are. That length holds no product of different prompts: dividing by it leaves those at mean 0
+  where there is no relation, dividing by the plain norm would not;
 - q-values control the false discovery rate (Benjamini and Hochberg 1995).
 
-An objective may apply to some prompts only (`applies_BK`): pairs of different prompts are counted by objective.
+An objective may apply to some prompts only (`applies_BK`): where pairs of prompts are scaled, they are counted by
+objective.
 float64 numpy, no torch.
 """
 
@@ -41,6 +45,8 @@ Bools = NDArray[np.bool_]
 
 ENOUGH_STEPS = 8
 """From here on steps are the unit that is drawn; fewer have too few sign patterns: 2 / 2^8 < 0.01."""
+ENOUGH_ROWS = 4
+"""Rows of one prompt that U-centring needs."""
 SURE = 0.975
 """Share of resamples in which both squared norms must be positive for a cosine to be given."""
 RESAMPLES = 499
@@ -64,7 +70,7 @@ class Evidence:
     cosine_TKK           plain cosine, NaN without a gradient
     cross_TKK            cross-fitted inner product, 0 where not testable
     square_TK            plain squared norm
-    testable_TKK         both objectives have a gradient and two prompts each
+    testable_TKK         both objectives have a gradient, and rows or prompts enough
     null_2SKK            sum over T of `cross` with objective j shuffled [0], with all shuffled together [1]
     boot_SKK             sum over T of `cross` with prompts drawn again
     conflict_T           share of the defined pairs below -tau; NaN where none is defined
@@ -130,27 +136,28 @@ def evidence(step: ProbedStep, generator: np.random.Generator, resamples: int = 
     """What one step says (T = 1). `generator` draws prompts; shuffles depend on `group_B` and `resamples` alone."""
     active_K = active(step)
     advantages_BK = np.where(active_K, step.advantages_BK, 0.0)
-    _, index_B = np.unique(step.group_B, return_inverse=True)
+    _, index_B, count_G = np.unique(step.group_B, return_inverse=True, return_counts=True)
     same_BB = index_B[:, None] == index_B
     within_BB, between_BB = step.gram_BB * same_BB, step.gram_BB * ~same_BB
+    whole = bool(count_G.min() >= ENOUGH_ROWS)
+    other_BB = between_BB + _u_centred(step.gram_BB, index_B) if whole else between_BB
     member_GB = (np.arange(index_B.max() + 1)[:, None] == index_B).astype(float)
     applies_BK = np.ones(advantages_BK.shape, bool) if step.applies_BK is None else step.applies_BK
     applies_GK = (member_GB @ applies_BK) > 0
     groups = len(member_GB)
     own_KK = advantages_BK.T @ within_BB @ advantages_BK
-    cross_KK = advantages_BK.T @ between_BB @ advantages_BK
+    cross_KK = advantages_BK.T @ other_BB @ advantages_BK
     length_K = np.sqrt(np.clip(np.diag(own_KK), 0, None))
     unit_KK = _reciprocal(np.outer(length_K, length_K))
-    factor_KK = _u_factor(np.ones((1, groups)), applies_GK)[0]
+    factor_KK = np.ones(own_KK.shape) if whole else _u_factor(np.ones((1, groups)), applies_GK)[0]
     testable_KK = np.outer(active_K, active_K) & (factor_KK > 0)
 
     # Shuffles: row s of moved_SKB holds draw s of every objective.
     moved_SKB = advantages_BK[_shuffles(step.group_B.tobytes(), resamples)].transpose(0, 2, 1)
     flat = moved_SKB.reshape(-1, len(index_B))
-    through_SKB, within_SKB = (flat @ part for part in (between_BB, within_BB))
-    within_SK = np.einsum("nb,nb->n", within_SKB, flat).reshape(moved_SKB.shape[:2])
+    within_SK = np.einsum("nb,nb->n", flat @ within_BB, flat).reshape(moved_SKB.shape[:2])
     length_SK = np.sqrt(np.clip(within_SK, 0, None))
-    through_SKB, within_SKB = through_SKB.reshape(moved_SKB.shape), within_SKB.reshape(moved_SKB.shape)
+    through_SKB, all_SKB = ((flat @ part).reshape(moved_SKB.shape) for part in (other_BB, step.gram_BB))
     alone_SKK = (through_SKB @ advantages_BK).transpose(0, 2, 1) * _reciprocal(length_K[:, None] * length_SK[:, None])
     together_SKK = moved_SKB @ through_SKB.transpose(0, 2, 1)
     together_SKK = together_SKK * _reciprocal(length_SK[:, :, None] * length_SK[:, None])
@@ -160,8 +167,9 @@ def evidence(step: ProbedStep, generator: np.random.Generator, resamples: int = 
     k = advantages_BK.shape[1]
     shift = max(1, resamples // max(k, 1))
     free = np.stack([np.roll(moved_SKB[:, i], i * shift, axis=0) for i in range(k)], axis=1)
-    pulled = np.stack([np.roll((through_SKB + within_SKB)[:, i], i * shift, axis=0) for i in range(k)], axis=1)
-    plain_KK = np.where(np.outer(active_K, active_K), own_KK + cross_KK, 0.0)
+    pulled = np.stack([np.roll(all_SKB[:, i], i * shift, axis=0) for i in range(k)], axis=1)
+    both_KK = advantages_BK.T @ step.gram_BB @ advantages_BK
+    plain_KK = np.where(np.outer(active_K, active_K), both_KK, 0.0)
     cosine_KK = cosine(plain_KK)
     null_SKK = cosine(np.where(np.outer(active_K, active_K), free @ pulled.transpose(0, 2, 1), 0.0))
 
@@ -172,7 +180,9 @@ def evidence(step: ProbedStep, generator: np.random.Generator, resamples: int = 
         square_TK=(np.diag(plain_KK) * np.diag(unit_KK))[None],
         testable_TKK=testable_KK[None],
         null_2SKK=null_2SKK,
-        boot_SKK=_prompts_drawn(step.gram_BB, advantages_BK, member_GB, applies_GK, counts_SG) * unit_KK * testable_KK,
+        boot_SKK=_prompts_drawn(other_BB, advantages_BK, member_GB, applies_GK, counts_SG, whole)
+        * unit_KK
+        * testable_KK,
         conflict_T=conflict_fraction(cosine_KK[None], tau),
         conflict_null_S=np.nan_to_num(conflict_fraction(null_SKK, tau)),
     )
@@ -303,18 +313,36 @@ def _u_factor(count_SG: Array, applies_GK: Bools) -> Array:
     return all_SKK * _reciprocal(different_SKK) * (several_SK[:, :, None] & several_SK[:, None])
 
 
+def _u_centred(gram_BB: Array, index_B: NDArray[np.int64]) -> Array:
+    """Blocks of one prompt with a^T block a unbiased for the squared expected sum of n centred rows; 0 elsewhere."""
+    out_BB = np.zeros_like(gram_BB)
+    for group in range(index_B.max() + 1):
+        rows = np.flatnonzero(index_B == group)
+        n = len(rows)
+        block = gram_BB[np.ix_(rows, rows)] * ~np.eye(n, dtype=bool)
+        row = block.sum(axis=1) / (n - 2)
+        block = block - row[:, None] - row + block.sum() / ((n - 1) * (n - 2))
+        out_BB[np.ix_(rows, rows)] = block * ~np.eye(n, dtype=bool) * (n - 1) ** 2 / (n * (n - 3))
+    return out_BB
+
+
 def _prompts_drawn(
-    gram_BB: Array, advantages_BK: Array, member_GB: Array, applies_GK: Bools, counts_SG: Array
+    other_BB: Array, advantages_BK: Array, member_GB: Array, applies_GK: Bools, counts_SG: Array, whole: bool
 ) -> Array:
     """cross_SKK with prompts drawn `counts_SG` times; a prompt is never multiplied with its own copy.
 
-    NaN where an objective was drawn with fewer than two of its prompts.
+    `whole`: a prompt's own U-centred product counts as often as it was drawn, those of two prompts are scaled to
+    all pairs. Else NaN where an objective was drawn with fewer than two of its prompts.
     """
     groups, k = applies_GK.shape
     part_NB = (member_GB[:, None] * advantages_BK.T).reshape(groups * k, -1)
-    products = (part_NB @ gram_BB @ part_NB.T).reshape(groups, k, groups, k).transpose(0, 2, 1, 3)
+    products = (part_NB @ other_BB @ part_NB.T).reshape(groups, k, groups, k).transpose(0, 2, 1, 3)
     pair_SGG = counts_SG[:, :, None] * counts_SG[:, None] * ~np.eye(groups, dtype=bool)
+    if whole:
+        pair_SGG = pair_SGG * groups / max(groups - 1, 1) + counts_SG[:, :, None] * np.eye(groups)
     total_SKK = (pair_SGG.reshape(len(counts_SG), -1) @ products.reshape(groups**2, -1)).reshape(-1, k, k)
+    if whole:
+        return total_SKK
     factor_SKK = _u_factor(counts_SG, applies_GK)
     return total_SKK * np.where(factor_SKK > 0, factor_SKK, np.nan)
 

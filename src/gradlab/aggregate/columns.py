@@ -58,7 +58,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("objective_i", pa.string(), "First of the pair; each pair stands once."),
         Column("objective_j", pa.string(), "Second of the pair."),
         Column("cosine", pa.float64(), "Plain cosine, mean over steps; noise is in its norms and, if shared, in it."),
-        Column("unbiased", pa.float64(), "Cross-fitted cosine: products of different prompts only. Null where a norm "
+        Column("unbiased", pa.float64(), "Cross-fitted cosine: products of different completions. Null where a norm "
                "is not surely positive."),
         Column("low", pa.float64(), "Lower end of its 95 % bootstrap interval over steps (from 8 on) or prompts."),
         Column("high", pa.float64(), "Upper end."),
@@ -73,7 +73,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("verdict", pa.string(), "`conflict` or `synergy` (q < 0.05), else `not distinguishable from 0`; null "
                "where nothing can be tested."),
         Column("n_steps", pa.int64(), "Steps at which both objectives have a gradient."),
-        Column("n_tested", pa.int64(), "Of those, steps with two prompts or more of each objective."),
+        Column("n_tested", pa.int64(), "Of those, steps with four rows or more a prompt, or two prompts or more."),
     ),
     "conflict": (
         *PLACE,

@@ -24,7 +24,9 @@ def forest(sweep: Sweep) -> Figure | Note:
     """Every pair of every group: plain and unbiased cosine on the left, alignment with its interval on the right."""
     frame = keep_level(sweep.pairs, "group").dropna(subset=["p"])
     if frame.empty:
-        return Note("No pair can be tested: every probe has one prompt, or no two objectives with a gradient.")
+        return Note(
+            "No pair can be tested: every probe has one prompt of few rows, or no two objectives with a gradient."
+        )
     left_out = max(0, len(frame) - MOST_ROWS)
     frame = frame.sort_values("alignment", key=lambda a: a.abs(), ascending=False, kind="stable").head(MOST_ROWS)
     frame = frame.sort_index()
@@ -67,7 +69,7 @@ def forest(sweep: Sweep) -> Figure | Note:
     steps = f"{tested.min()} to {tested.max()}" if tested.min() < tested.max() else f"{tested.min()}"
     caption = (
         "Steps and seeds pooled. Tick: plain cosine, which noise shared by two rewards moves. Diamond: unbiased cosine "
-        "from products of different prompts, absent where a gradient's norm is not surely above 0. Right: the same "
+        "from products of different completions, absent where a gradient's norm is not surely above 0. Right: the same "
         "inner product over the plain norms, smaller the noisier the gradients. Bars: 95 % bootstrap intervals over "
         "steps, of these runs. q: p-value of permutations within prompts and of sign flips over steps, adjusted for "
         f"the pairs of a group; coloured below 0.05. n = {steps} probed steps a pair, {sweep.seeds_text()[4:]}."

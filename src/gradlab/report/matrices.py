@@ -114,7 +114,7 @@ def mean_map(sweep: Sweep) -> Figure:
     more = f" The first {MOST_GROUPS} of {len(sweep.groups)} groups." if len(sweep.groups) > MOST_GROUPS else ""
     caption = (
         "Mean over all probed steps and seeds of the defined cosines; hover for the interval (1.96 standard errors "
-        f"over probes) and n. {MARKED}, by products of different prompts only (false discovery rate 5 % a group): a "
+        f"over probes) and n. {MARKED}, by products of different completions (false discovery rate 5 % a group): a "
         "large pale cosine is that of these completions, on which the two rewards may merely vary together. "
         f"{sweep.seeds_text()}. Probed: {layers_text(frame)}.{more}"
     )

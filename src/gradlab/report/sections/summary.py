@@ -87,7 +87,7 @@ def _pair_table(sweep: Sweep) -> Block:
     caption = (
         "Cosine between the gradients of two objectives: mean over all probed steps and seeds, with 1.96 standard "
         "errors over probes (each probe has fresh completions; taken as independent). Verdict: from products of "
-        "different prompts only, which noise shared by two rewards does not move; false discovery rate 5 % over the "
+        "different completions, which noise shared by two rewards does not move; false discovery rate 5 % over the "
         "pairs of a group. So a cosine whose interval excludes 0 can be “not distinguishable”: on these completions "
         "the two gradients point so, but nothing says that they would on others. Conflict: share of defined probes "
         "below minus τ. Undefined probes, where an objective has no gradient, are counted and left out. "

@@ -66,8 +66,8 @@ def test_a_planted_relation_is_found_at_the_stated_power():
 
 
 def test_a_relation_within_prompts_is_found_though_prompts_are_unrelated():
-    """Both rewards have one gradient on each prompt, another on the next: the step moves both. 30 cases of 10 steps."""
-    found = simulate.pair(lambda r: simulate.step(r, local=0.3), 30, 10, 22, resamples=99)
+    """Both rewards have one gradient on each prompt, another on the next; 15 cases of 25 steps, all found."""
+    found = simulate.pair(lambda r: simulate.step(r, local=0.5), 15, 25, 22, resamples=99)
     assert (found["p"] <= 0.05).mean() > 0.8 and np.nanmean(found["unbiased"]) > 0.8
 
 

@@ -95,7 +95,7 @@ def grpo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, s
 def gdpo(rewards_BK: Array, centred_BK: Array, group_B: Groups, weights_K: Array) -> Array:
     """Each objective by its own deviation in the group, the weighted sum by its deviation over the batch.
 
-    GDPO, arXiv 2601.05242 eq. 4 to 6, ddof 1 throughout; the batch's mean is 0 already. Rows that an objective does
+    GDPO, arXiv 2601.05242; ddof 1 throughout; the batch's mean is 0 already. Rows that an objective does
     not apply to enter no deviation of its own, rows that none applies to not the batch's.
     """
     _, index_B = np.unique(group_B, return_inverse=True)
@@ -113,7 +113,7 @@ def gdpo(rewards_BK: Array, centred_BK: Array, group_B: Groups, weights_K: Array
 
 @CREDIT.register("rloo")
 def rloo(rewards_BK: Array, group_B: Groups, weights_K: Array, algorithm: Any, state: CreditState) -> Array:
-    """r minus the mean of the group's other rows, arXiv 2402.14740 eq. 7: n/(n-1) (r - group mean)."""
+    """r minus the mean of the group's other rows, arXiv 2402.14740: n/(n-1) (r - group mean)."""
     _, index_B, count = np.unique(group_B, return_inverse=True, return_counts=True)
     size = count[index_B][:, None]
     return _centred(rewards_BK, group_B) * size / (size - 1)

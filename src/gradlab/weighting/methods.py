@@ -13,7 +13,7 @@ from gradlab.weighting.surgery import Index, Surgery
 
 @WEIGHTINGS.register("aligned_mtl")
 class AlignedMTL(Surgery):
-    """Independent components (Senushkin et al. 2023, arXiv 2305.19000, alg. 1): principal axes of one length."""
+    """Independent components (Senushkin et al. 2023, arXiv 2305.19000): principal axes of one length."""
 
     torchjd = "AlignedMTLWeighting"
 
@@ -27,28 +27,28 @@ class CAGrad(Surgery):
 
 @WEIGHTINGS.register("dualproj")
 class DualProj(Surgery):
-    """Mean gradient projected onto the dual cone (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, eq. 11)."""
+    """Mean gradient projected onto the dual cone (Lopez-Paz and Ranzato 2017, arXiv 1706.08840)."""
 
     torchjd = "DualProjWeighting"
 
 
 @WEIGHTINGS.register("fairgrad")
 class FairGrad(Surgery):
-    """Fair resource allocation (Ban and Ji 2024, arXiv 2402.15638, eq. 4): Gram w = w^(-1/alpha)."""
+    """Fair resource allocation (Ban and Ji 2024, arXiv 2402.15638): Gram w = w^(-1/alpha)."""
 
     torchjd, options = "FairGradWeighting", ("alpha",)
 
 
 @WEIGHTINGS.register("imtl_g")
 class IMTLG(Surgery):
-    """Impartial (Liu et al. 2021, ICLR, eq. 6): equal projections onto the objectives' directions."""
+    """Impartial (Liu et al. 2021, ICLR): equal projections onto the objectives' directions."""
 
     torchjd = "IMTLGWeighting"
 
 
 @WEIGHTINGS.register("krum")
 class Krum(Surgery):
-    """The gradient closest to its neighbours alone (Blanchard et al. 2017, NeurIPS, sec. 4)."""
+    """The gradient closest to its neighbours alone (Blanchard et al. 2017, NeurIPS)."""
 
     torchjd, least = "KrumWeighting", 3
 
@@ -79,7 +79,7 @@ class Random(Surgery):
 
 @WEIGHTINGS.register("upgrad")
 class UPGrad(Surgery):
-    """Unconflicting projections, averaged (Quinton and Rey 2024, arXiv 2406.16232, eq. 5)."""
+    """Unconflicting projections, averaged (Quinton and Rey 2024, arXiv 2406.16232)."""
 
     torchjd = "UPGradWeighting"
 

@@ -1,4 +1,4 @@
-"""Exponentiated gradient (Kivinen and Warmuth 1997, eq. 3.5) on net synergy: who helps the others counts more."""
+"""Exponentiated gradient (Kivinen and Warmuth 1997) on net synergy: who helps the others counts more."""
 
 from __future__ import annotations
 

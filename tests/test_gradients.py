@@ -16,14 +16,14 @@ from gradlab.optimizer import StackedAdamW
 from gradlab.update import Batch, accumulate
 
 
-def probed(adapter, rollout, scope, config, max_tokens=10_000):
+def probed(adapter, rollout, scope, config, max_tokens=10_000, keep_scores=False):
     """The probe's scores by layer (R, B, P), filled as training fills it, and the training's own gradient."""
     configs = [config] * adapter.runs
     parameters = list(adapter.named_parameters().values())
     optimizer = StackedAdamW(parameters, adapter.stacked, [c.optimizer for c in configs], [1] * len(configs))
     advantage = torch.linspace(-1, 1, rollout.ids_NT.shape[0])
     batch = Batch.of(rollout, plan(rollout, adapter.runs, max_tokens), advantage, configs)
-    probe = Probe(adapter, scope) if scope else None
+    probe = Probe(adapter, scope, keep_scores=keep_scores) if scope else None
     accumulate(adapter, batch, first=True, probe=probe)
     return probe, {name: p.grad.clone() for name, p in adapter.named_parameters().items()}, optimizer
 
@@ -48,7 +48,8 @@ def explicit(adapter, rollout, linears, config) -> torch.Tensor:
 
 def check(adapter, scope, config, max_tokens=10_000):
     rollout = tiny.rollout(adapter, temperature=config.rollout.temperature)
-    probe, _, _ = probed(adapter, rollout, scope, config, max_tokens)
+    probe, _, _ = probed(adapter, rollout, scope, config, max_tokens, keep_scores=True)
+    lean, _, _ = probed(adapter, rollout, scope, config, max_tokens)
     names, linears = probe.layers(), adapter.probed(scope)
     expected = []
     for layer in names:
@@ -58,6 +59,7 @@ def check(adapter, scope, config, max_tokens=10_000):
         assert found.shape == expected[-1].shape
         torch.testing.assert_close(found, expected[-1], atol=1e-5 * expected[-1].abs().max().item(), rtol=1e-4)
     gram_RLBB = probe.gram()
+    np.testing.assert_array_equal(lean.gram(), gram_RLBB)
     for index, score in enumerate(expected):
         target = torch.bmm(score.double(), score.double().mT).numpy()
         np.testing.assert_allclose(gram_RLBB[:, index], target, rtol=1e-4, atol=1e-5 * np.abs(target).max())
@@ -95,6 +97,16 @@ def test_layers_add_up_to_the_whole_and_the_last_is_the_last(kind):
     np.testing.assert_allclose(layers.sum(axis=1), whole[:, 0], rtol=1e-5, atol=1e-6 * whole.max())
     np.testing.assert_allclose(layers[:, -1], last[:, 0], rtol=1e-5, atol=1e-6 * last.max())
     assert layers.shape[1] == 2
+
+
+def test_scores_of_a_rollout_in_one_microbatch_are_let_go_during_the_backward_pass():
+    adapter = tiny.lora(tiny.lm())
+    rollout = tiny.rollout(adapter)
+    for max_tokens, held in ((10_000, 0), (60, 14)):
+        probe, _, _ = probed(adapter, rollout, "adapter", tiny.config(), max_tokens)
+        assert len(probe._scores) == held
+        probe.gram()
+        assert not probe._scores
 
 
 def test_packs_of_mixed_ranks_in_several_microbatches():
@@ -228,7 +240,7 @@ def scored(adapter, scope, space="gradient"):
     rollout = tiny.rollout(adapter)
     parameters = list(adapter.named_parameters().values())
     optimizer = StackedAdamW(parameters, adapter.stacked, [config.optimizer] * adapter.runs, [9] * adapter.runs)
-    probe = Probe(adapter, scope, space)
+    probe = Probe(adapter, scope, space, keep_scores=True)
     batch = Batch.of(
         rollout, plan(rollout, adapter.runs, 60), torch.linspace(-1, 1, len(rollout.ids_NT)), [config] * adapter.runs
     )

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,32 +28,58 @@ from gradlab.adapters import Adapter, ProbedLinear, inner_products
 Array = NDArray[np.float64]
 
 
+class _Tap(torch.autograd.Function):
+    """The identity, which shows its gradient to `receive` in every backward pass.
+
+    The value does not depend on `source`, but a backward pass asked for the gradient of `source` alone goes to the
+    taps and no further, and lets each gradient go as soon as it was received.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, source: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+        ctx.receive = receive
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        ctx.receive(dy)
+        return dy, None, None
+
+
 class Probe:
     """Collects the scores of one rollout, microbatch by microbatch.
 
     `space` is that of the inner products, as files name it: `factors` or `weights` for the gradient.
+
+    Rows of different microbatches have products too: scores are held until `measure`. Where one microbatch is the
+    whole rollout, each linear's products are formed during the backward pass and its scores let go, unless
+    `keep_scores` asks for them or the space, `preconditioned`, is not known before the optimizer's step.
     """
 
-    def __init__(self, adapter: Adapter, scope: str, space: str = "gradient") -> None:
+    def __init__(self, adapter: Adapter, scope: str, space: str = "gradient", keep_scores: bool = False) -> None:
         self.runs, self.scope = adapter.runs, scope
         self.space = adapter.space if space == "gradient" else space
         self.linears = adapter.probed(scope)
+        self._hold = keep_scores or space == "preconditioned"
         self._gram_RLBB: Tensor | None = None
+        self._products: dict[str, Tensor] = {}
         self._scores: dict[str, Tensor] = {}
-        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._source = torch.zeros((), requires_grad=True)
         self.seconds = 0.0
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Within: a forward pass leaves each probed linear's input and output here."""
+        """Within: a forward pass leaves each probed linear's input here and a tap behind the linear."""
 
-        def remember(linear: ProbedLinear):
-            def hook(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                self._seen[linear.name] = (inputs[0].detach(), output)
+        def tap(linear: ProbedLinear):
+            def hook(_module: object, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                self._inputs[linear.name] = inputs[0].detach()
+                return _Tap.apply(output, self._source, partial(self._receive, linear))
 
             return hook
 
-        handles = [linear.module.register_forward_hook(remember(linear)) for linear in self.linears]
+        handles = [linear.module.register_forward_hook(tap(linear)) for linear in self.linears]
         try:
             yield
         finally:
@@ -67,17 +95,25 @@ class Probe:
         rows        the microbatch's rows in the rollout of `total_rows`
         """
         start = time.perf_counter()
-        outputs = [self._seen[linear.name][1] for linear in self.linears]
+        self._place = (rows, total_rows)
         upstream = unit_MH * weight_M[:, None].to(unit_MH.dtype)
-        gradients = torch.autograd.grad(hidden_MH, outputs, upstream, retain_graph=True)
-        with torch.no_grad():
-            for linear, dy in zip(self.linears, gradients, strict=True):
-                part = linear.score(self._seen[linear.name][0], dy)
-                if linear.name not in self._scores:
-                    self._scores[linear.name] = part.new_zeros(total_rows, part.shape[1])
-                self._scores[linear.name][rows] = part
-        self._seen.clear()
+        torch.autograd.grad(hidden_MH, self._source, upstream, retain_graph=True, allow_unused=True)
+        assert not self._inputs, f"no gradient came to {sorted(self._inputs)}"
         self.seconds += time.perf_counter() - start
+
+    @torch.no_grad()
+    def _receive(self, linear: ProbedLinear, dy_NTO: Tensor) -> None:
+        x_NTI = self._inputs.pop(linear.name, None)
+        if x_NTI is None:  # the backward pass of the loss, after ours
+            return
+        rows, total_rows = self._place
+        part = linear.score(x_NTI, dy_NTO)
+        if linear.name not in self._scores:
+            self._scores[linear.name] = part.new_zeros(total_rows, part.shape[1])
+        self._scores[linear.name][rows] = part
+        if len(rows) == total_rows and not self._hold:
+            self._products[linear.name] = self._inner_products(linear)
+            del self._scores[linear.name]
 
     def parts(self) -> dict[str, list[ProbedLinear]]:
         """The linears of each entry of axis L: `last`, `all`, a block's index, or that and the half: `3.attention`."""
@@ -107,15 +143,18 @@ class Probe:
         """
         if self._gram_RLBB is not None:
             return
-        grams = [
-            torch.stack([self._products(x, preconditioner) for x in linears]).sum(dim=0)
-            for linears in self.parts().values()
-        ]
+        for linear in self.linears:
+            if linear.name not in self._products:
+                self._products[linear.name] = self._inner_products(linear, preconditioner)
+                del self._scores[linear.name]
+        grams = [torch.stack([self._products[x.name] for x in part]).sum(dim=0) for part in self.parts().values()]
         self._gram_RLBB = torch.stack(grams, dim=1)
-        self._scores.clear()
+        self._products.clear()
 
     @torch.no_grad()
-    def _products(self, linear: ProbedLinear, preconditioner: Mapping[nn.Parameter, Tensor] | None) -> Tensor:
+    def _inner_products(
+        self, linear: ProbedLinear, preconditioner: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> Tensor:
         score_RBP = self.score(linear)
         if self.space == "update":
             return linear.update_gram(score_RBP)

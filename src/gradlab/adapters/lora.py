@@ -75,11 +75,14 @@ class LoRALinear(nn.Module):
         runs, rank, width = self.A_RrI.shape
         rows, tokens = x_NTI.shape[:2]
         x, dy = x_NTI.to(self.A_RrI.dtype), dy_NTO.to(self.A_RrI.dtype)
-        z = torch.bmm(x.reshape(runs, -1, width), self.A_RrI.mT) * self.scale_R11
-        q = torch.bmm(dy.reshape(runs, -1, dy.shape[-1]), self.B_ROr) * self.scale_R11
-        dA = torch.bmm(q.view(rows, tokens, rank).mT, x)
-        dB = torch.bmm(dy.mT, z.view(rows, tokens, rank))
-        return torch.cat([dA.reshape(rows, -1), dB.reshape(rows, -1)], dim=1)
+
+        def by_row(factor_RrN: Tensor) -> Tensor:  # the rank as rows, as in `_LowRank`
+            scaled = (factor_RrN * self.scale_R11).view(runs, rank, -1, tokens)
+            return scaled.transpose(1, 2).reshape(rows, rank, tokens)
+
+        z = by_row(torch.bmm(self.A_RrI, x.reshape(runs, -1, width).mT))
+        q = by_row(torch.bmm(self.B_ROr.mT, dy.reshape(runs, -1, dy.shape[-1]).mT))
+        return torch.cat([torch.bmm(q, x).flatten(1), torch.bmm(z, dy).mT.flatten(1)], dim=1)
 
     def update_gram(self, score_RBP: Tensor) -> Tensor:
         """(R, B, B) inner products of the rows' first-order changes of the weight, dW_b = s (dB_b A + B dA_b).

@@ -1,6 +1,6 @@
 """Evaluate a trained run on held-out prompts, beside its base model. Works on any run folder.
 
-    python scripts/eval_run.py results/demo/runs/<run>
+python scripts/eval_run.py results/demo/runs/<run>
 """
 
 from __future__ import annotations

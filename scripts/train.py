@@ -1,6 +1,6 @@
 """Train one run into a folder of its own. Stopped anywhere, the same command resumes.
 
-    python scripts/train.py --config my_run.json --run-dir results/mine/runs/a --work work/mine/a
+python scripts/train.py --config my_run.json --run-dir results/mine/runs/a --work work/mine/a
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from gradlab import data, models
 from gradlab.adapters import Adapter, attach
 from gradlab.config import RunConfig
 from gradlab.diversity import diversity
-from gradlab.gradients import numbers
 from gradlab.objectives.base import Objective, build
+from gradlab.records import OUTCOMES, completion_row
 from gradlab.rollout import sample, uniforms
 from gradlab.scoring import score
 from gradlab.statistics import bootstrap_difference, bootstrap_mean
@@ -28,7 +28,6 @@ from gradlab.types import Example, Scores
 
 NOISE = 1  # purpose of the evaluation's random numbers: never those of training
 ROWS = 128  # completions sampled at once
-OUTCOMES = ("right", "wrong", "unparseable", "graded")
 
 
 def evaluate(config: RunConfig, run_dir: str | Path, bases: str | Path) -> dict[str, Any]:
@@ -87,21 +86,8 @@ class _Completions:
         self.scores: Scores = score(objectives, self.examples, self.texts)
 
     def rows(self, model: str, objectives: dict[str, Objective]) -> list[dict[str, Any]]:
-        return [
-            {
-                "model": model,
-                "row": n,
-                "example": example.id,
-                "task": example.task,
-                "prompt": example.prompt,
-                "completion": text,
-                "ended": bool(self.ended_N[n]),
-                "completion_tokens": int(self.length_N[n]),
-                "rewards": dict(zip(objectives, numbers(self.scores.rewards_BK[n]), strict=True)),
-                "outcomes": dict(zip(objectives, self.scores.outcomes_BK[n], strict=True)),
-            }
-            for n, (example, text) in enumerate(zip(self.examples, self.texts, strict=True))
-        ]
+        names, columns = list(objectives), zip(self.examples, self.texts, self.length_N, self.ended_N, strict=True)
+        return [{"model": model, **completion_row(n, names, self.scores, *row)} for n, row in enumerate(columns)]
 
     def outcomes(self, objectives: dict[str, Objective]) -> dict[str, dict[str, int]]:
         counts = [Counter(str(row[k]) for row in self.scores.outcomes_BK) for k in range(len(objectives))]

@@ -11,7 +11,7 @@ from gradlab.config import RunConfig
 from gradlab.credit import variance_share
 from gradlab.gradients import Array, numbers
 from gradlab.runlog import per_objective
-from gradlab.types import ScoredRollout
+from gradlab.types import Example, ScoredRollout, Scores
 from gradlab.update import STATS
 
 OUTCOMES = ("right", "wrong", "unparseable", "graded")
@@ -65,23 +65,33 @@ def metric_row(
 
 def sample_rows(step: int, names: list[str], run: ScoredRollout) -> list[dict[str, Any]]:
     """Every completion of the step with what was said of it."""
+    columns = zip(run.examples, run.texts, run.length_B, run.ended_B, strict=True)
     return [
         {
             "step": step,
-            "row": b,
             "group": int(run.group_B[b]),
-            "example": example.id,
-            "task": example.task,
-            "prompt": example.prompt,
-            "completion": text,
-            "ended": bool(run.ended_B[b]),
-            "completion_tokens": int(run.length_B[b]),
-            "rewards": dict(zip(names, numbers(run.scores.rewards_BK[b]), strict=True)),
-            "outcomes": dict(zip(names, run.scores.outcomes_BK[b], strict=True)),
+            **completion_row(b, names, run.scores, *column),
             "advantages": dict(zip(names, map(float, run.advantages_BK[b]), strict=True)),
         }
-        for b, (example, text) in enumerate(zip(run.examples, run.texts, strict=True))
+        for b, column in enumerate(columns)
     ]
+
+
+def completion_row(
+    b: int, names: list[str], scores: Scores, example: Example, text: str, length: int, ended: bool
+) -> dict[str, Any]:
+    """What training and evaluation both say of row b."""
+    return {
+        "row": b,
+        "example": example.id,
+        "task": example.task,
+        "prompt": example.prompt,
+        "completion": text,
+        "ended": bool(ended),
+        "completion_tokens": int(length),
+        "rewards": dict(zip(names, numbers(scores.rewards_BK[b]), strict=True)),
+        "outcomes": dict(zip(names, scores.outcomes_BK[b], strict=True)),
+    }
 
 
 def sample_line(step: int, row: dict[str, Any]) -> str:

@@ -1,18 +1,14 @@
-"""One run, as typed values: the only place where a hyperparameter has a default.
-
-Frozen pydantic models with unknown keys forbidden. `docs/CONFIG.md` and
-`config/schema.json` are generated from them. No torch here: a dry run is fast.
-"""
+"""One run, as typed values."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from gradlab.config.algorithm import Algorithm
+from gradlab.config.frozen import Frozen, nearest_multiple
+from gradlab.config.weighting import Fixed, Weighting
 
 
 class ModelConfig(Frozen):
@@ -38,156 +34,6 @@ class AdapterConfig(Frozen):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Module names that receive LoRA, as in PEFT's target_modules; each must match.
     all-linear: every linear but the LM head."""
-
-
-class AlgorithmBase(Frozen):
-    beta: float = Field(0.0, ge=0)
-    """Weight of KL(policy || reference), per-token k3 estimator; 0 needs no reference model."""
-    clip_epsilon: float = Field(0.2, gt=0, lt=1)
-    """The ratio's clip range is [1 - clip_epsilon, 1 + clip_epsilon]; it acts from the second inner epoch on."""
-    inner_epochs: int = Field(1, ge=1)
-    """Optimizer steps on each rollout."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "sequence"] = "grpo"
-    """Token weights. grpo: mean over tokens, then rows; dapo: over all tokens of the batch;
-    dr_grpo: over rows * max_new_tokens; sequence: sum over tokens, mean over rows."""
-
-
-class GRPO(AlgorithmBase):
-    """Group-relative policy optimization (Shao et al. 2024, arXiv 2402.03300)."""
-
-    name: Literal["grpo"]
-    scale_rewards: Literal["group", "none"] = "group"
-    """group: divide by the group's standard deviation (ddof 1, eps 1e-6); none: centre only (Dr. GRPO)."""
-    normalize: Literal["sum", "objective"] = "sum"
-    """sum: one scale, that of the weighted reward's sum; objective: each objective by its own deviation in the group,
-    then the weighted sum by its deviation over the batch (GDPO, arXiv 2601.05242)."""
-
-
-class RLOO(AlgorithmBase):
-    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740)."""
-
-    name: Literal["rloo"]
-
-
-class Reinforce(AlgorithmBase):
-    """REINFORCE (Williams 1992) with a baseline."""
-
-    name: Literal["reinforce"]
-    baseline: Literal["ema", "zscore"] = "ema"
-    """ema: running mean of earlier steps, one per objective; zscore: centre and scale over the batch."""
-    ema_decay: float = Field(0.9, ge=0, lt=1)
-    """Weight of the past in the running mean."""
-
-
-Algorithm = Annotated[GRPO | RLOO | Reinforce, Field(discriminator="name")]
-
-
-class Fixed(Frozen):
-    """The configured weights, all the time."""
-
-    name: Literal["fixed"]
-
-
-class Schedule(Frozen):
-    """From each objective's configured weight at the first step to its weight at the last: linear, or half a cosine."""
-
-    name: Literal["linear", "cosine"]
-    end: dict[str, float]
-    """Weight at the last step, by objective; one that is not named keeps its weight."""
-
-
-class Bounded(Frozen):
-    low: float = Field(0.2, gt=0, le=1)
-    """Least multiple of its configured weight that an objective can have."""
-    high: float = Field(5.0, ge=1)
-    """Greatest multiple."""
-
-
-class Synergy(Bounded):
-    """Exponentiated gradient: an objective that helps the others gains weight; their mean stays."""
-
-    name: Literal["synergy"]
-    eta: float = Field(0.1, ge=0)
-    """A probe multiplies a weight by exp(eta * net synergy), the mean of its objective's cosines to the others."""
-
-
-class CTWA(Bounded):
-    """Covariance-targeted weights (arXiv 2602.06869): an objective whose reward the training signal neglects gains."""
-
-    name: Literal["ctwa"]
-    target: float = Field(0.2, ge=-1, le=1)
-    """Wanted correlation of each objective's reward with the advantage that trains."""
-    ema: float = Field(0.1, gt=0, le=1)
-    """Weight of this step's correlation in its running mean."""
-    lr: float = Field(0.1, ge=0)
-    """A step adds lr * max(0, target - correlation) to a log-weight."""
-    reached: dict[str, float] = {}
-    """Mean reward, by objective, from which on its weight rises no more."""
-
-
-class OnGram(Frozen):
-    gram: Literal["batch", "ema"] = "batch"
-    """batch: weights from this step's Gram, measured before the backward pass, which keeps the graphs of all
-    microbatches alive; ema: from a running mean of the probed steps before, which costs nothing."""
-    ema_decay: float = Field(0.9, ge=0, lt=1)
-    """Weight of the past in the running mean."""
-    rescale: Literal["none", "mean"] = "none"
-    """none: the weights as the method gives them; mean: scaled to mean 1, so that the method says only how much each
-    objective counts and the KL penalty keeps its share. A method may return 1/K each where there is no conflict."""
-
-
-class Surgery(OnGram):
-    """Weights from the Gram of the objectives' gradients, by TorchJD's method of that name."""
-
-    name: Literal["aligned_mtl", "dualproj", "imtl_g", "krum", "mgda", "pcgrad", "random", "upgrad"]
-
-
-class CAGrad(OnGram):
-    """Conflict-averse gradient descent (arXiv 2110.14048)."""
-
-    name: Literal["cagrad"]
-    c: float = Field(0.5, ge=0)
-    """Radius of the ball around the mean gradient, in its norms."""
-
-
-class FairGrad(OnGram):
-    """Fair resource allocation (arXiv 2402.15638)."""
-
-    name: Literal["fairgrad"]
-    alpha: float = Field(1.0, ge=0)
-    """Kind of fairness. 0: the mean; 1: proportional; large: max-min."""
-
-
-class GradVac(OnGram):
-    """Gradient vaccine (arXiv 2010.05874)."""
-
-    name: Literal["gradvac"]
-    beta: float = Field(0.5, ge=0, le=1)
-    """Weight of this step's cosine in the running target."""
-
-
-class NashMTL(OnGram):
-    """Nash bargaining (arXiv 2202.01017)."""
-
-    name: Literal["nash_mtl"]
-    max_norm: float = Field(1.0, ge=0)
-    """Greatest norm of the combined gradient; 0: no limit."""
-
-
-class PCD(OnGram):
-    """Priority-constrained descent (arXiv 2606.29521)."""
-
-    name: Literal["pcd"]
-    primary: str
-    """The objective that is followed; the others only keep their progress."""
-    tau: float = Field(0.02, ge=0, le=1)
-    """Share of normalized first-order progress guaranteed to each other objective."""
-
-
-Weighting = Annotated[
-    Fixed | Schedule | Synergy | CTWA | Surgery | CAGrad | FairGrad | GradVac | NashMTL | PCD,
-    Field(discriminator="name"),
-]
 
 
 class ObjectiveConfig(Frozen):
@@ -303,7 +149,7 @@ class RunConfig(Frozen):
         if rollout.batch_size % rollout.num_generations:
             raise ValueError(
                 f"rollout.batch_size: expected a multiple of rollout.num_generations={rollout.num_generations}; "
-                f"found {rollout.batch_size}. Try {_nearest_multiple(rollout.batch_size, rollout.num_generations)}."
+                f"found {rollout.batch_size}. Try {nearest_multiple(rollout.batch_size, rollout.num_generations)}."
             )
         if algorithm.name in ("grpo", "rloo") and rollout.num_generations < 2:
             raise ValueError(
@@ -362,63 +208,3 @@ class RunConfig(Frozen):
     def enabled_objectives(self) -> dict[str, ObjectiveConfig]:
         """Label to configuration in the order of axis K (sorted by label)."""
         return {k: self.objectives[k] for k in sorted(self.objectives) if self.objectives[k].enabled}
-
-
-def _nearest_multiple(value: int, divisor: int) -> int:
-    return max(divisor, round(value / divisor) * divisor)
-
-
-class BaseConfig(Frozen):
-    """A model made here from scratch: config/bases/<name>.yaml."""
-
-    family: Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"] = "llama"
-    """Architecture."""
-    vocab_size: int = Field(1024, ge=64)
-    """Most entries of the tokenizer that is trained on the corpus."""
-    hidden_size: int = Field(128, ge=8)
-    """Width."""
-    intermediate_size: int = Field(384, ge=8)
-    """Width of the gated MLP."""
-    num_layers: int = Field(4, ge=1)
-    """Blocks."""
-    num_heads: int = Field(4, ge=1)
-    """Attention heads."""
-    num_kv_heads: int = Field(2, ge=1)
-    """Key-value heads."""
-    context: int = Field(512, ge=32)
-    """Longest sequence, prompt and completion."""
-    corpus: tuple[str, ...]
-    """JSONL files of documents to train on: `prompt` followed by `completion`, or by `chosen` and by `rejected`."""
-    heldout: tuple[str, ...] = ()
-    """JSONL files of prompts on which the base rates are measured."""
-    steps: int = Field(1500, ge=0)
-    """Optimizer steps; 0: random weights."""
-    batch_tokens: int = Field(1024, ge=1)
-    """Tokens a step, padding included. Must be a multiple of row_tokens."""
-    row_tokens: int = Field(128, ge=2)
-    """Length of a row, into which several whole documents are packed; none may be longer."""
-    lr: float = Field(3e-3, gt=0)
-    """Peak learning rate (AdamW, cosine to a tenth)."""
-    seed: int = Field(0, ge=0)
-    """Seed of weights, data order and of the sampling that measures the base rates."""
-    bands: dict[str, tuple[float, float]] = {}
-    """Base rates that the model must meet on held-out prompts, as name: [low, high]; outside: error."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BaseConfig:
-        for name, value, divisor_name, divisor in (
-            ("hidden_size", self.hidden_size, "2 * num_heads", 2 * self.num_heads),
-            ("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads),
-            ("batch_tokens", self.batch_tokens, "row_tokens", self.row_tokens),
-        ):
-            if value % divisor:
-                raise ValueError(
-                    f"{name}: expected a multiple of {divisor_name}={divisor}; found {value}. "
-                    f"Try {_nearest_multiple(value, divisor)}."
-                )
-        if self.row_tokens > self.context:
-            raise ValueError(f"row_tokens: expected at most context={self.context}; found {self.row_tokens}.")
-        for name, (low, high) in self.bands.items():
-            if low > high:
-                raise ValueError(f"bands.{name}: expected [low, high] with low <= high; found [{low}, {high}].")
-        return self

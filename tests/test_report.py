@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import altair as alt
@@ -120,6 +121,12 @@ def test_summary_holds_the_numbers_of_the_run_files(results, demo):
     low, high = min(f["difference"]["low"] for f in found), max(f["difference"]["high"] for f in found)
     row = next(row for row in table.rows if row[:2] == ["grpo", "numeric"])
     assert row[4] == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" and row[5:] == ["2", "200"]
+
+
+def test_a_sweep_in_which_no_pair_can_be_tested_has_a_page(demo):
+    untested = replace(demo, pairs=demo.pairs.assign(verdict=np.nan))  # as Parquet gives a column of nulls back
+    assert "distinguishable" not in headline(untested)
+    assert "—" in render(untested, COMMAND, ".")
 
 
 def test_pair_means_are_those_of_the_defined_probes(results, demo):

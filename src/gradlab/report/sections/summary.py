@@ -36,7 +36,8 @@ def headline(sweep: Sweep) -> str:
             name = f"{pair['objective_i']} · {pair['objective_j']}"
             parts.append(f"{word} mean cosine: {name} {number(pair['mean'], sign=True)} ({pair['group']})")
         verdicts = keep_level(sweep.pairs, "group")["verdict"].dropna()
-        parts.append(f"{(verdicts != NEITHER).sum()} of {plural(len(verdicts), 'pair')} distinguishable from 0")
+        if len(verdicts):
+            parts.append(f"{(verdicts != NEITHER).sum()} of {plural(len(verdicts), 'pair')} distinguishable from 0")
     return "; ".join(parts) + "." if parts else "No evaluation difference and no cosine."
 
 
@@ -76,7 +77,7 @@ def _pair_table(sweep: Sweep) -> Block:
     if frame.empty:
         return Note(no_cosines(sweep))
     tested = keep_level(sweep.pairs, "group").set_index(["group", "objective_i", "objective_j"])["verdict"]
-    verdicts = tested.where(tested.notna(), None).to_dict()
+    verdicts = tested.dropna().to_dict()
     rows = []
     for pair in pair_means(frame).itertuples():
         apart = verdicts.get((pair.group, pair.objective_i, pair.objective_j)) or "—"

@@ -30,6 +30,12 @@ def test_examples_keep_their_other_fields(tmp_path):
     ]
 
 
+def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"x.jsonl:2: expected UTF-8; found .*Convert the file"):
+        load_examples(tmp_path / "x.jsonl")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -92,6 +92,10 @@ def test_a_prompt_longer_than_the_context_is_named():
     models.check_context(lm, {"short": [5] * 10}, max_new_tokens=10)
     with pytest.raises(ValueError, match=r"example 'long': expected at most 10 tokens .* found 11"):
         models.check_context(lm, {"short": [5] * 10, "long": [5] * 11}, max_new_tokens=10)
+    with pytest.raises(
+        ValueError, match=r"rollout.max_new_tokens: expected less than the context of 20 tokens; found 20"
+    ):
+        models.check_context(lm, {"short": [5] * 10}, max_new_tokens=20)
 
 
 def test_a_prompt_without_tokens_and_a_missing_chat_template_are_errors():

@@ -10,6 +10,7 @@ import yaml
 
 from gradlab import identity
 from gradlab.config import RunConfig
+from gradlab.explain import validate
 from gradlab.sweep import load
 from gradlab.sweep_file import WorkflowConfig
 
@@ -182,6 +183,11 @@ def test_snakemakes_strings_are_read_as_what_they_mean(project):
     assert ids(sweep) == ids(load("test", {"steps": 5, "optimizer.max_grad_norm": None}, {"seed": [1, 2]}))
 
 
+def test_overrides_that_are_no_json_are_explained():
+    with pytest.raises(ValueError, match=r"fixed: expected JSON or YAML; found '{steps: '"):
+        validate(WorkflowConfig, {"sweeps": ["test"], "fixed": "{steps: "})
+
+
 OBJECTIVE = {"exactness": {}, "brevity": {"params": {"nonsense": 1}}}
 MISTAKES = {
     "unknown key": (
@@ -238,7 +244,7 @@ MISTAKES = {
     "equal variants": (dict(variants={"a": {}, "b": {}}), ["grid: expected points that differ"]),
     "value and mapping": (dict(fixed={"model": "base/toy"}), ["model: expected a mapping", "model.id"]),
     "no such data": (
-        dict(fixed={"data": {"train": ["data/tarin.jsonl"], "heldout": []}}),
+        dict(fixed={"data": {"train": ["data/tarin.jsonl"], "heldout": ["data/heldout.jsonl"]}}),
         ["data.train", "found 'data/tarin.jsonl'", "Did you mean 'data/train.jsonl'"],
     ),
     "no such base": (dict(fixed={"model.id": "base/tyo"}), ["model.id", "'base/tyo'", "Did you mean 'base/toy'"]),

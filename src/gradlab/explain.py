@@ -95,4 +95,9 @@ def _sentence(path: str, kind: str, message: str, found: Any, context: dict[str,
     if kind == "union_tag_invalid":
         names = [name.strip(" '") for name in context["expected_tags"].split(",")]
         return unknown(f"{path}.{context['discriminator'].strip(chr(39))}", context["tag"], names)
+    if kind == "too_short":
+        return f"{path}: expected at least one value; found none. Add one."
+    if kind == "tuple_type":
+        hint = f" Did you mean [{found}]?" if isinstance(found, str) else ""
+        return f"{path}: expected a list; found {found!r}.{hint}"
     return f"{path}: {message.replace('Input should be', 'expected')}; found {found!r}."

@@ -198,6 +198,10 @@ def encode_prompt(lm: LanguageModel, example: Example, chat_template: bool) -> l
 def check_context(lm: LanguageModel, prompts: dict[str, list[int]], max_new_tokens: int) -> None:
     """Raise ValueError naming the first example whose prompt and completion exceed the context."""
     context = lm.model.config.max_position_embeddings
+    if max_new_tokens >= context:
+        raise ValueError(
+            f"rollout.max_new_tokens: expected less than the context of {context} tokens; found {max_new_tokens}."
+        )
     for name, ids in prompts.items():
         if len(ids) + max_new_tokens > context:
             raise ValueError(

@@ -80,8 +80,12 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Every row of a JSON-lines file. Raises ValueError naming file, line and reason."""
     rows = []
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
+    with open(path, "rb") as handle:
+        for number, raw in enumerate(handle, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: expected UTF-8; found {error.reason}. Convert the file.") from error
             if not line.strip():
                 raise ValueError(f"{path}:{number}: expected a JSON object; found an empty line. Delete it.")
             try:

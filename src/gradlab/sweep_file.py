@@ -168,7 +168,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def _from_strings(value: Any) -> Any:
     """Lists, mappings and null inside strings; numbers stay strings, which the typed models read."""
     if isinstance(value, str) and (value.startswith(("[", "{")) or value == "null"):
-        value = yaml.load(value, Loader=yaml.BaseLoader) if value != "null" else None
+        try:
+            value = yaml.load(value, Loader=yaml.BaseLoader) if value != "null" else None
+        except yaml.YAMLError as error:
+            raise ValueError(f"expected JSON or YAML; found {value!r}, {' '.join(str(error).split())}") from None
     if isinstance(value, dict):
         return {key: _from_strings(item) for key, item in value.items()}
     return [_from_strings(item) for item in value] if isinstance(value, list) else value

@@ -48,9 +48,9 @@ class ObjectiveConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    train: tuple[str, ...]
+    train: tuple[str, ...] = Field(min_length=1)
     """JSONL files of training prompts; an epoch interleaves them in proportion to their lengths."""
-    heldout: tuple[str, ...]
+    heldout: tuple[str, ...] = Field(min_length=1)
     """JSONL files of prompts for evaluation. No prompt may appear in `train` too."""
 
 

@@ -89,5 +89,6 @@ def build(label: str, config: ObjectiveConfig) -> Objective:
             if problem["type"] == "extra_forbidden":
                 lines.append(f"{where}: {unknown('parameter', str(problem['loc'][-1]), sorted(kind.model_fields))}")
             else:
-                lines.append(f"{where}: {problem['msg']}; found {problem['input']!r}")
+                expected = problem["msg"].replace("Input should be", "expected")
+                lines.append(f"{where}: {expected}; found {problem['input']!r}")
         raise ValueError("\n".join(lines)) from error

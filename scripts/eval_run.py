@@ -6,10 +6,9 @@ python scripts/eval_run.py results/demo/runs/<run>
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from gradlab.command_line import add_placement, placement, run
+from gradlab.command_line import add_placement, mapping, placement, run
 from gradlab.config import EvaluationConfig, RunConfig
 from gradlab.explain import validate
 from gradlab.store import read_json
@@ -18,15 +17,17 @@ from gradlab.store import read_json
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="folder of a run: config.json, adapter/, metrics.jsonl")
-    parser.add_argument("--evaluation", help="JSON of the evaluation (default: that of the run's config.json)")
+    parser.add_argument(
+        "--evaluation", type=mapping, help="JSON of the evaluation (default: that of the run's config.json)"
+    )
     parser.add_argument("--bases", type=Path, help="folder of the models made here (default: RUN_DIR/../../../base)")
     add_placement(parser)
     arguments = parser.parse_args()
     config = validate(RunConfig, read_json(arguments.run_dir / "config.json"))
-    if arguments.evaluation:
-        evaluation = validate(EvaluationConfig, json.loads(arguments.evaluation))
+    if arguments.evaluation is not None:
+        evaluation = validate(EvaluationConfig, arguments.evaluation)
         config = config.model_copy(update={"evaluation": evaluation})
-    config = config.model_copy(update={"placement": placement(arguments)})
+    config = config.model_copy(update={"placement": placement(arguments, config.placement)})
     bases = arguments.bases or arguments.run_dir.resolve().parents[2] / "base"
 
     from gradlab.evaluate import evaluate  # here, so that --help and wrong arguments do not wait for torch

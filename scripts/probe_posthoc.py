@@ -1,6 +1,6 @@
 """Score an objective, trained or not, on a run's saved completions: its cosines with the trained ones, no model run.
 
-python scripts/probe_posthoc.py results/demo/runs/grpo_lora_s0-f538063c sentence_length --params '{"target_words": 8}'
+python scripts/probe_posthoc.py results/demo/runs/<run> brevity --params '{"target_words": 1}' --label terse
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 from pathlib import Path
 
-from gradlab.command_line import run
+from gradlab.command_line import mapping, run
 from gradlab.config import ObjectiveConfig
 from gradlab.explain import validate
 from gradlab.posthoc import posthoc
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="folder of a run with probes")
     parser.add_argument("objective", help="a registered objective, see docs/OBJECTIVES.md")
-    parser.add_argument("--params", type=json.loads, default={}, help="its parameters as JSON")
+    parser.add_argument("--params", type=mapping, default={}, help="its parameters as JSON")
     parser.add_argument("--label", help="what to call it (default: the objective, `_again` added where it was trained)")
     parser.add_argument("--data-root", type=Path, default=Path(), help="folder that the run's data files are below")
     parser.add_argument("--out", type=Path, help="folder of posthoc_<label>.csv and .json (default: the run's)")

@@ -26,7 +26,7 @@ def main() -> None:
     add_placement(parser)
     arguments = parser.parse_args()
     config = parse(arguments.spec) if arguments.spec else validate(RunConfig, read_yaml(arguments.config))
-    config = config.model_copy(update={"placement": placement(arguments)})
+    config = config.model_copy(update={"placement": placement(arguments, config.placement)})
     if arguments.spec:
         config = config.model_copy(update={"evaluation": EvaluationConfig.model_validate_json(arguments.evaluation)})
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from gradlab import document
-from gradlab.command_line import add_placement, placement, placement_flags
+from gradlab.command_line import add_placement, mapping, placement, placement_flags, run
 from gradlab.config import BaseConfig, PlacementConfig, RunConfig
 from gradlab.explain import dotted_keys, explain, unknown_key
 from gradlab.sweep import load, load_base
@@ -70,7 +71,12 @@ def test_every_key_has_a_meaning():
         ({"adapter": {"kind": "full"}, "model": {"id": "x", "dtype": "bfloat16"}}, "adapter.kind: expected `lora`"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected a finite number; found nan"),
         ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas.1: expected less than 1; found 1"),
-        ({"adapter": {"targets": 3}}, "adapter.targets: expected a valid tuple; found 3"),
+        ({"adapter": {"targets": 3}}, "adapter.targets: expected a list; found 3"),
+        (
+            {"adapter": {"targets": "q_proj"}},
+            "adapter.targets: expected a list; found 'q_proj'. Did you mean [q_proj]?",
+        ),
+        ({"data": {"train": [], "heldout": ["x"]}}, "data.train: expected at least one value; found none"),
         ({"objectives": {"brevity": None}}, "objectives.brevity: expected a valid dictionary"),
         ({"objectives": {"brevity": {"wieght": 1}}}, "Did you mean 'objectives.brevity.weight'?"),
     ],
@@ -108,6 +114,33 @@ def test_placement_survives_the_command_line():
     parser = argparse.ArgumentParser()
     add_placement(parser)
     given = PlacementConfig(device="cpu", threads=3, gpu_slots=0, microbatch_tokens=77, checkpoint_every=5)
-    assert placement(parser.parse_args(placement_flags(given).split())) == given
+    assert placement(parser.parse_args(placement_flags(given).split()), PlacementConfig()) == given
+    configured = PlacementConfig(threads=2, device="cpu")
+    assert placement(parser.parse_args(["--threads", "3"]), configured) == PlacementConfig(threads=3, device="cpu")
     with pytest.raises(ValueError, match=r"threads: expected a valid integer.*found 'many'"):
-        placement(parser.parse_args(["--threads", "many"]))
+        placement(parser.parse_args(["--threads", "many"]), PlacementConfig())
+
+
+@pytest.mark.parametrize(
+    "error,message",
+    [
+        (ValueError("steps: found 0"), "error: steps: found 0"),
+        (FileNotFoundError(2, "No such file", "x.json"), "error: x.json: expected a file or folder; found none"),
+        (SafetensorError("No space left on device"), "error: No space left on device"),
+        (KeyboardInterrupt(), "stopped. The same command continues"),
+    ],
+)
+def test_a_program_ends_with_a_message_instead_of_a_traceback(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert str(caught.value.code).startswith(message)
+
+
+def test_an_argument_that_is_no_mapping_is_explained():
+    assert mapping('{"seed": 5}') == {"seed": 5}
+    for text in ("{seed", "[5]"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a JSON mapping; found"):
+            mapping(text)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from typing import Any
+
+from safetensors import SafetensorError
 
 from gradlab.config import PlacementConfig
 from gradlab.explain import validate
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """One flag for each key of `placement`: `--gpu-slots`, `--microbatch-tokens`, ..."""
+    """One flag for each key of `placement`: `--gpu-slots`, `--microbatch-tokens`, ...; None where not given."""
     group = parser.add_argument_group("placement", "where and how it executes; never part of a run's identity")
     for name, field in PlacementConfig.model_fields.items():
         text = (field.description or "").replace("%", "%%")
-        group.add_argument(_flag(name), default=field.default, help=f"{text} (default: {field.default})")
+        group.add_argument(_flag(name), help=f"{text} (default: as configured)")
 
 
-def placement(arguments: argparse.Namespace) -> PlacementConfig:
-    """The flags of `add_placement`. Raises ValueError naming the wrong one."""
-    return validate(PlacementConfig, {name: getattr(arguments, name) for name in PlacementConfig.model_fields})
+def placement(arguments: argparse.Namespace, configured: PlacementConfig) -> PlacementConfig:
+    """`configured` with what the flags of `add_placement` replace. Raises ValueError naming the wrong one."""
+    given = {name: getattr(arguments, name) for name in PlacementConfig.model_fields}
+    flags = {name: value for name, value in given.items() if value is not None}
+    return validate(PlacementConfig, configured.model_dump() | flags)
 
 
 def placement_flags(config: PlacementConfig) -> str:
@@ -28,12 +34,27 @@ def placement_flags(config: PlacementConfig) -> str:
     return " ".join(f"{_flag(name)} {value}" for name, value in config.model_dump().items())
 
 
+def mapping(text: str) -> dict[str, Any]:
+    """A JSON mapping, as the `type` of an argument."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON mapping; found {text!r}: {error}") from None
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON mapping; found {text!r}")
+    return values
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; an error of the user's input ends the program with its message and status 1."""
+    """Call `main`; an error of the user's input, or Ctrl-C, ends the program with its message and status 1."""
     try:
         main()
-    except (ValueError, OSError, RuntimeError) as error:
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: expected a file or folder; found none. Check the path.")
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # the last: a full disk, a broken file
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped. The same command continues.")
 
 
 def _flag(name: str) -> str:

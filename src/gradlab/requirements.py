@@ -30,5 +30,5 @@ def check_installed(config: RunConfig) -> None:
     if missing := [module for module in modules if find_spec(module) is None]:
         raise ValueError(
             f"weighting.name: expected {', '.join(modules)} to be installed for {config.weighting.name}; found no "
-            f"{', '.join(missing)}. Install: pip install '{package}', or all weightings': pip install -e '.[surgery]'."
+            f"{', '.join(missing)}. Install: pip install '{package}', or all weightings: pip install -e '.[surgery]'."
         )

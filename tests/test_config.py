@@ -45,8 +45,8 @@ def test_shipped_bases_are_valid(path, monkeypatch):
 def test_the_real_models_of_the_synergy_sweeps_are_quantized_chat_models(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name, model in (("qwen2", "Qwen/Qwen2-0.5B-Instruct"), ("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0")):
-        for run in load(f"synergy_{name}").runs.values():
-            assert (run.config.model.id, run.config.model.quantize, run.config.model.chat_template) == (
+        for point in load(f"synergy_{name}").runs.values():
+            assert (point.config.model.id, point.config.model.quantize, point.config.model.chat_template) == (
                 model,
                 "4bit",
                 True,

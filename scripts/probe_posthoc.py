@@ -49,7 +49,7 @@ def main() -> None:
         "n_tested",
         "verdict",
     )
-    cells = [shown, *([_cell(row[key]) for key in shown] for row in rows)]
+    cells = [shown, *([_cell(key, row[key]) for key in shown] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
     print(f"{label} against the trained objectives of {arguments.run_dir.name}")
     for line in cells:
@@ -63,8 +63,9 @@ def _free(run_dir: Path, name: str) -> str:
     return f"{name}_again" if name in trained else name
 
 
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:+.3f}" if isinstance(value, float) else str(value)
+def _cell(key: str, value: object) -> str:
+    signed = "" if key in ("p", "q") else "+"
+    return "-" if value is None else f"{value:{signed}.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

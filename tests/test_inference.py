@@ -152,13 +152,14 @@ def test_one_table_by_hand():
     scores = np.array([[1.0, 0.0], [0, 1], [1, 1], [1, 0]])
     advantages = np.array([[1.0, 0.0], [0, 1], [1, 0], [0, 2]])
     step = ProbedStep(scores @ scores.T, advantages, np.array([3, 3, 5, 5]))
-    found = evidence(step, rng(), resamples=9)
+    found = evidence(step, rng(), resamples=4000)
     # sums (2, 1) and (2, 1): plain cosine 1. Different prompts: 1.1 = 2 * 1, 2.2 = 0, 1.2 = (1,0).(2,0) + (0,1).(1,1).
     assert found.cosine_TKK[0] == pytest.approx(np.ones((2, 2)))
-    lengths = np.array([1 + 2, 1 + 4])
+    lengths = 5 / found.square_TK[0]  # of both sums the square is 5
+    # Squared lengths over the orders of each prompt: 1 + (2 or 1), and 1 + (4 or 8).
+    assert lengths == pytest.approx([2.5, 7], rel=0.03)
     expected = 2 * np.array([[2.0, 3.0], [3.0, 0.0]]) / np.sqrt(np.outer(lengths, lengths))
     assert found.cross_TKK[0] == pytest.approx(expected)  # 2: from 2 of 4 ordered pairs to all
-    assert found.square_TK[0] == pytest.approx(5 / lengths)
     assert estimate(found, rng()).alignment_KK[0, 1] == pytest.approx(2 * 3 / 5)
 
 
@@ -172,8 +173,25 @@ def test_objectives_of_different_prompts_are_counted_by_objective():
     found = evidence(ProbedStep(scores @ scores.T, advantages, group, applies), rng(), resamples=9)
     gradients = scores.T @ advantages
     own = [sum(np.sum((scores[group == g].T @ advantages[group == g, k]) ** 2) for g in range(8)) for k in range(2)]
-    assert found.cross_TKK[0, 0, 1] == pytest.approx(gradients[:, 0] @ gradients[:, 1] / np.sqrt(own[0] * own[1]))
-    assert found.cross_TKK[0, 0, 0] == pytest.approx((gradients[:, 0] @ gradients[:, 0] - own[0]) * 4 / 3 / own[0])
+    squares, scaled = (gradients**2).sum(axis=0), found.square_TK[0]
+    plain = gradients[:, 0] @ gradients[:, 1] / np.sqrt(squares[0] * squares[1])
+    assert found.cross_TKK[0, 0, 1] / np.sqrt(scaled[0] * scaled[1]) == pytest.approx(plain)
+    assert found.cross_TKK[0, 0, 0] / scaled[0] == pytest.approx((squares[0] - own[0]) * 4 / 3 / squares[0])
+
+
+def test_copies_of_a_completion_do_not_blow_up_the_null():
+    """A policy repeats itself: a shuffle that puts its few advantages on copies has hardly any length of its own."""
+    r = np.random.default_rng(3)
+    advantages = np.tile([1.0, -1, 0, 0, 0, 0, 0, 0], 8).reshape(64, 1).repeat(2, axis=1)
+    parts = []
+    for _ in range(16):
+        scores = np.repeat(r.normal(size=(8, 1, 6)), 8, axis=1) + 1e-3 * r.normal(size=(8, 8, 6))
+        scores[:, :2] = r.normal(size=(8, 2, 6)) + np.array([1.0, 0, 0, 0, 0, 0]) * np.array([[1], [-1]])
+        scores = scores.reshape(64, 6)
+        parts.append(evidence(ProbedStep(scores @ scores.T, advantages, np.repeat(np.arange(8), 8)), rng()))
+    found = merge(parts)
+    assert found.null_2SKK[1, :, 0, 1].std() < found.cross_TKK.sum(axis=0)[0, 1] / 3
+    assert estimate(found, rng()).p_KK[0, 1] <= 0.01
 
 
 def test_a_silent_objective_is_nan_everywhere_and_adds_nothing():

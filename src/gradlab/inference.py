@@ -145,23 +145,22 @@ def evidence(step: ProbedStep, generator: np.random.Generator, resamples: int = 
     applies_BK = np.ones(advantages_BK.shape, bool) if step.applies_BK is None else step.applies_BK
     applies_GK = (member_GB @ applies_BK) > 0
     groups = len(member_GB)
-    own_KK = advantages_BK.T @ within_BB @ advantages_BK
     cross_KK = advantages_BK.T @ other_BB @ advantages_BK
-    length_K = np.sqrt(np.clip(np.diag(own_KK), 0, None))
-    unit_KK = _reciprocal(np.outer(length_K, length_K))
-    factor_KK = np.ones(own_KK.shape) if whole else _u_factor(np.ones((1, groups)), applies_GK)[0]
+    factor_KK = np.ones(cross_KK.shape) if whole else _u_factor(np.ones((1, groups)), applies_GK)[0]
     testable_KK = np.outer(active_K, active_K) & (factor_KK > 0)
 
     # Shuffles: row s of moved_SKB holds draw s of every objective.
     moved_SKB = advantages_BK[_shuffles(step.group_B.tobytes(), resamples)].transpose(0, 2, 1)
     flat = moved_SKB.reshape(-1, len(index_B))
+    # The length that scales a step is the root mean square over its shuffles: the same for the observed order and for
+    # every other, and not near 0 when a shuffle happens to put its few advantages on copies of one completion.
     within_SK = np.einsum("nb,nb->n", flat @ within_BB, flat).reshape(moved_SKB.shape[:2])
-    length_SK = np.sqrt(np.clip(within_SK, 0, None))
+    length_K = np.sqrt(np.clip(within_SK, 0, None).mean(axis=0))
+    unit_KK = _reciprocal(np.outer(length_K, length_K))
     through_SKB, all_SKB = ((flat @ part).reshape(moved_SKB.shape) for part in (other_BB, step.gram_BB))
-    alone_SKK = (through_SKB @ advantages_BK).transpose(0, 2, 1) * _reciprocal(length_K[:, None] * length_SK[:, None])
+    alone_SKK = (through_SKB @ advantages_BK).transpose(0, 2, 1)
     together_SKK = moved_SKB @ through_SKB.transpose(0, 2, 1)
-    together_SKK = together_SKK * _reciprocal(length_SK[:, :, None] * length_SK[:, None])
-    null_2SKK = np.stack([alone_SKK, together_SKK]) * np.where(testable_KK, factor_KK, 0.0)
+    null_2SKK = np.stack([alone_SKK, together_SKK]) * unit_KK * np.where(testable_KK, factor_KK, 0.0)
 
     # Conflict: objectives shuffled independently, that is draw s of one with draw s + k * shift of the k-th.
     k = advantages_BK.shape[1]

@@ -100,6 +100,20 @@ def gpu_slots(wildcards):
     return run_of(wildcards).config.placement.gpu_slots
 
 
+def site(name):
+    """What a cluster's profile says to all jobs under `default-resources`; None on one machine."""
+    found = workflow.resource_settings.default_resources
+    return found[name].raw if found is not None and name in found else None
+
+
+def gres(wildcards):
+    """Slurm's name for the job's GPU slots, as `gpu_gres` of profiles/slurm asks for them; None: none."""
+    kind, slots = site("gpu_gres"), gpu_slots(wildcards)
+    if kind in (None, "none") or not slots:
+        return None
+    return f"{kind}:1" if kind.split(":")[0] == "gpu" else f"{kind}:{slots * int(site('gres_per_slot') or 1)}"
+
+
 def table_digest(wildcards):
     return digest(sweep_of(wildcards.sweep).table())
 
@@ -134,8 +148,10 @@ def code(*patterns):
 
 def check_gpu_slots():
     """Snakemake would clip a demand above its limit without a word."""
-    limit = workflow.resource_settings.resources.get("gpu_slots")
-    for name in chosen.sweeps if limit is not None else ():
+    limits = workflow.resource_settings.resources
+    limit = limits["gpu_slots"] if "gpu_slots" in limits else None
+    # The Snakemake call inside a cluster's job has the default profile's limit: not what the jobs share.
+    for name in chosen.sweeps if limit is not None and workflow.is_main_process else ():
         for run in sweep_of(name).runs.values():
             if run.config.placement.gpu_slots > limit.value:
                 raise WorkflowError(

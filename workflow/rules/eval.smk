@@ -2,6 +2,7 @@ rule eval_run:
     input:
         config=ancient("<results>/{sweep}/runs/{run}/config.json"),
         metrics="<results>/{sweep}/runs/{run}/metrics.jsonl",
+        outcome="<results>/{sweep}/runs/{run}/outcome.json",
         adapter="<results>/{sweep}/runs/{run}/adapter",
         data=heldout_data,
     output:
@@ -14,6 +15,7 @@ rule eval_run:
     threads: threads_of
     resources:
         gpu_slots=gpu_slots,
+        gres=gres,
     params:
         spec=evaluation_spec,
         meaning=EVALUATION_MEANING,

@@ -16,6 +16,7 @@ rule train:
     threads: threads_of
     resources:
         gpu_slots=gpu_slots,
+        gres=gres,
     params:
         spec=run_spec,
         noted=noted,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.config import RunConfig
-from gradlab.store import digest, write_json, write_jsonl
+from gradlab.store import digest, read_jsonl, write_json, write_jsonl, write_text
 
 NASTY = "<script>alert(1)</script> «naïve» 日本語 🙂 </script><!-- {{ 7*7 }}"
 OBJECTIVES = ("brevity", "numeric", "refusal")
@@ -83,6 +83,25 @@ def write_run(folder: Path, config: dict[str, Any], difference: bool = True) -> 
     write_json(folder / "eval.json", _evaluation(labels, rng, metrics, difference))
     heldout = [_sample(row, labels, rng) | {"model": model} for model in ("policy", "base") for row in range(100)]
     write_jsonl(folder / "eval_samples.jsonl", heldout)
+    write_json(folder / "outcome.json", outcome("finished", config["steps"], config["steps"], None))
+
+
+def outcome(status: str, steps_done: int, steps: int, reason: str | None) -> dict[str, Any]:
+    return {"status": status, "steps_done": steps_done, "steps": steps, "reason": reason}
+
+
+def diverge(folder: Path, step: int, reason: str = "the loss is not finite") -> None:
+    """Make a fake run's folder what training and evaluation leave when step `step` diverges."""
+    steps = len(read_jsonl(folder / "metrics.jsonl"))
+    for file in ("metrics.jsonl", "samples.jsonl", "probe/probe.jsonl"):
+        if (folder / file).exists():
+            write_jsonl(folder / file, [row for row in read_jsonl(folder / file) if row["step"] < step])
+    for gram in folder.glob("probe/gram_step*.npz"):
+        if int(gram.stem.removeprefix("gram_step")) >= step:
+            gram.unlink()
+    write_json(folder / "eval.json", {"failed": reason})
+    write_text(folder / "eval_samples.jsonl", "")
+    write_json(folder / "outcome.json", outcome("diverged", step, steps, reason))
 
 
 def undefined_at(step: int) -> bool:

@@ -1,7 +1,8 @@
-"""The columns of the six tables of a sweep; docs/DATA.md is written from here."""
+"""The columns of the seven tables of a sweep; docs/DATA.md is written from here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,12 +21,24 @@ LAYER = "`all`, `last`, a block's index, or one of its modules (`3.attention`)."
 PLACE = (
     Column("level", pa.string(), "What is pooled: `run` (its steps), `group` (the runs that differ only in seed)."),
     Column("run", pa.string(), "Run id; null for a group."),
-    Column("first_run", pa.string(), "The group: its first run."),
+    Column("first_run", pa.string(), "The group: its first run that finished."),
     Column("n_runs", pa.int64(), "Runs pooled."),
     Column("layer", pa.string(), LAYER),
 )
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
+    "runs": (
+        RUN,
+        Column("status", pa.string(), "`finished`, or `diverged`: its loss or gradient was not finite."),
+        Column("steps_done", pa.int64(), "Steps taken, of `steps`."),
+        Column("reason", pa.string(), "Why a run diverged; null of one that finished."),
+        Column("seconds", pa.float64(), "Of training: the sum of its steps' wall-clock seconds."),
+        Column("seconds/step", pa.float64(), "Their mean."),
+        Column("n_last_steps", pa.int64(), "Steps that `reward_mean` is taken over: the last tenth, at least one. Null, "
+               "as the rewards are, unless the run finished."),
+        Column("reward_mean", pa.float64(), "Mean over those steps of the weighted sum of raw rewards that training "
+               "logs."),
+    ),
     "metrics": (
         RUN,
         STEP,
@@ -113,14 +126,21 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("completion_tokens", pa.int64(), "Tokens written."),
     ),
 }  # fmt: skip
-PER_OBJECTIVE_SAMPLE = {"rewards": ("reward", pa.float64()), "outcomes": ("outcome", pa.string()),
-                        "advantages": ("advantage", pa.float64())}  # fmt: skip
+PER_OBJECTIVE = {
+    "runs": (Column("reward_mean", pa.float64(), "The same of objective `<k>`, raw, over the steps that have it."),),
+    "samples": (
+        Column("reward", pa.float64(), "Reward of objective `<k>`; null where it does not apply."),
+        Column("outcome", pa.string(), "Outcome of objective `<k>`; null where it does not apply."),
+        Column("advantage", pa.float64(), "Advantage of objective `<k>`; null where it does not apply."),
+    ),
+}
+"""Columns `<name>/<k>` that a table has for each objective."""
 SAMPLE_STEPS, SAMPLE_ROWS, HELDOUT_ROWS = 12, 16, 48
 
 
 HEAD = """# The tables of a sweep
 
-`scripts/aggregate.py` reads the runs of a sweep and writes six Parquet files to `results/<sweep>/`. Each is
+`scripts/aggregate.py` reads the runs of a sweep and writes seven Parquet files to `results/<sweep>/`. Each is
 tidy: one number (or one completion) a row. Null is "no signal" and never 0. This page is written from the
 code by `python scripts/aggregate.py --docs > docs/DATA.md`; a test keeps the two equal.
 
@@ -130,6 +150,10 @@ double or string; integers mixed with fractions become double, other mixtures st
 run does not have is null; so is the seed of a group of several runs. Lists (such as `data.train`) have no column.
 """
 TAIL = f"""
+A run that diverged has its rows up to there in `runs`, `metrics`, `cosines` and `samples`, and none in `pairs`, `conflict`
+and `evals`: no statistic speaks of it. Take it out of means of your own, by `status`. Runs that differ only in seed
+stand together; a file is in groups of rows that hold whole runs, so that a filter on `run` reads little.
+
 Samples are thinned without randomness: of each run at most {SAMPLE_STEPS} logged steps, of each of them at most
 {SAMPLE_ROWS} rows, and at most {HELDOUT_ROWS} held-out rows a model; each choice is evenly spaced, the first and the
 last in it. All completions are in the run's `samples.jsonl` and `eval_samples.jsonl`.
@@ -152,9 +176,16 @@ def documentation() -> str:
     lines = []
     for name, columns in COLUMNS.items():
         lines += ["", f"## {name}.parquet", "", "| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{c.name}` | {c.type} | {c.doc} |" for c in columns]
-    lines += [
-        f"| `{name}/<k>` | {kind} | {name.capitalize()} of objective `<k>`; null where it does not apply. |"
-        for name, kind in PER_OBJECTIVE_SAMPLE.values()
-    ]
+        own = [c._replace(name=f"{c.name}/<k>") for c in PER_OBJECTIVE.get(name, ())]
+        lines += [f"| `{c.name}` | {c.type} | {c.doc} |" for c in (*columns, *own)]
     return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def columns_of(table: str, objectives: Iterable[str]) -> tuple[Column, ...]:
+    """The columns of a table in a sweep with these objectives, without the runs' parameters."""
+    own = (
+        Column(f"{c.name}/{label}", c.type, c.doc.replace("<k>", label))
+        for c in PER_OBJECTIVE.get(table, ())
+        for label in objectives
+    )
+    return (*COLUMNS[table], *own)

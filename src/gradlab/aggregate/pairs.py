@@ -1,19 +1,18 @@
 """Rows of `pairs` and `conflict`: what the saved Grams of runs say of each two objectives, with error bars.
 
-Evidence of a step is made once; a run is the sum of its steps, a group the sum of its runs.
+Evidence of a step is made once; a run is the sum of its steps, a group the sum of its runs that finished.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradlab.aggregate.rows import enabled
-from gradlab.grams import saved_grams
+from gradlab.aggregate.files import Row, RunFiles
+from gradlab.aggregate.rows import covariance_rows
 from gradlab.inference import (
     Evidence,
     PairEstimate,
@@ -26,73 +25,70 @@ from gradlab.inference import (
 )
 from gradlab.store import canonical
 
-Row = dict[str, Any]
 
-
-def groups_of(configs: dict[str, Row]) -> dict[str, list[str]]:
-    """First run to all the runs that differ from it in seed (or placement) alone."""
+def groups_of(configs: dict[str, Row]) -> list[list[str]]:
+    """The runs that differ in seed (or placement) alone, together."""
     found: dict[str, list[str]] = {}
     for run, config in configs.items():
         shared = {key: value for key, value in config.items() if key not in ("seed", "placement")}
         found.setdefault(canonical(shared), []).append(run)
-    return {runs[0]: runs for runs in found.values()}
+    return list(found.values())
 
 
-def statistics(folder: Path, configs: dict[str, Row]) -> tuple[list[Row], list[Row]]:
-    """Rows of `pairs` and of `conflict`, over all runs of a sweep and their groups."""
-    pairs: list[Row] = []
-    conflicts: list[Row] = []
-    for first, runs in groups_of(configs).items():
-        if not configs[first]["probe"]["every"]:
-            continue
-        labels = enabled(configs[first])
-        tau = configs[first]["probe"]["tau"]
-        together: dict[str, list[Evidence]] = {}
-        for run in runs:
-            where = {"level": "run", "run": run, "first_run": first, "n_runs": 1}
-            by_layer = _evidence(folder, run, labels, tau)
+class Group:
+    """Rows of the runs of a group, added one at a time, and of all its runs that finished, `runs`."""
+
+    def __init__(self, runs: tuple[str, ...]) -> None:
+        self.runs = runs
+        self._together: dict[str, Evidence] = {}
+        self._labels: list[str] = []
+        self._tau = 0.0
+
+    def add(self, files: RunFiles) -> dict[str, list[Row]]:
+        """Rows by table of what a run's saved Grams say; a run that diverged has no statistic."""
+        rows: dict[str, list[Row]] = {"metrics": [], "pairs": [], "conflict": []}
+        self._labels, self._tau = files.objectives, files.config["probe"]["tau"]
+        found: dict[str, dict[int, Evidence]] = {}
+        for saved in files.grams():
+            rows["metrics"] += [{"run": files.run} | row for row in covariance_rows(files, saved)]
+            for index, layer in enumerate(saved.layers) if files.outcome.finished else ():
+                generator = np.random.default_rng([zlib.crc32(files.run.encode()), saved.step, index])
+                step = evidence(saved.of_layer(index), generator, tau=self._tau)
+                found.setdefault(layer, {})[saved.step] = step
+        if found:
+            where = {"level": "run", "run": files.run, "first_run": self.runs[0], "n_runs": 1}
             steps = [
                 row
-                for layer, found in by_layer.items()
-                for step, e in found.items()
-                for row in _pair_rows(where | {"level": "step", "step": step, "layer": layer}, labels, e)
+                for layer, by_step in found.items()
+                for step, e in by_step.items()
+                for row in _pair_rows(where | {"level": "step", "step": step, "layer": layer}, self._labels, e)
             ]
-            pairs += _with_q(steps)
-            total = {layer: merge(list(found.values())) for layer, found in by_layer.items()}
-            for rows, more in zip((pairs, conflicts), _pooled(where, labels, total, tau), strict=True):
-                rows += more
-            for layer, found in total.items():
-                together.setdefault(layer, []).append(found)
-        where = {"level": "group", "run": None, "first_run": first, "n_runs": len(runs)}
-        whole = {layer: merge(found) for layer, found in together.items()}
-        for rows, more in zip((pairs, conflicts), _pooled(where, labels, whole, tau), strict=True):
-            rows += more
-    return pairs, conflicts
+            rows["pairs"] += _with_q(steps)
+            total = {layer: merge(list(by_step.values())) for layer, by_step in found.items()}
+            self._pool(rows, where, total)
+            for layer, e in total.items():
+                before = self._together.get(layer)
+                self._together[layer] = merge([before, e]) if before else e
+        return rows
 
+    def pooled(self) -> dict[str, list[Row]]:
+        """Rows by table over all the runs added; none where no run has a probe or none finished."""
+        rows: dict[str, list[Row]] = {"pairs": [], "conflict": []}
+        if self._together:
+            where = {"level": "group", "run": None, "first_run": self.runs[0], "n_runs": len(self.runs)}
+            self._pool(rows, where, self._together)
+        return rows
 
-def _evidence(folder: Path, run: str, labels: list[str], tau: float) -> dict[str, dict[int, Evidence]]:
-    """By layer and step."""
-    found: dict[str, dict[int, Evidence]] = {}
-    for saved in saved_grams(folder / "runs" / run, labels):
-        for index, layer in enumerate(saved.layers):
-            generator = np.random.default_rng([zlib.crc32(run.encode()), saved.step, index])
-            found.setdefault(layer, {})[saved.step] = evidence(saved.of_layer(index), generator, tau=tau)
-    return found
-
-
-def _pooled(
-    where: Row, labels: list[str], by_layer: dict[str, Evidence], tau: float
-) -> tuple[Iterable[Row], Iterable[Row]]:
-    """q over the layers and pairs of one run or group."""
-    pairs = [row for layer, found in by_layer.items() for row in _pair_rows(where | {"layer": layer}, labels, found)]
-    conflicts = []
-    for layer, found in by_layer.items():
-        c = conflict_against_null(found)
-        conflicts.append(
-            where
-            | {
+    def _pool(self, rows: dict[str, list[Row]], where: Row, by_layer: dict[str, Evidence]) -> None:
+        """Adds the rows of one run or group; q over its layers and pairs."""
+        rows["pairs"] += _with_q(
+            [row for layer, e in by_layer.items() for row in _pair_rows(where | {"layer": layer}, self._labels, e)]
+        )
+        for layer, e in by_layer.items():
+            c = conflict_against_null(e)
+            row = where | {
                 "layer": layer,
-                "tau": tau,
+                "tau": self._tau,
                 "conflict_fraction": c.mean,
                 "null": c.null,
                 "null_low": c.low,
@@ -100,8 +96,7 @@ def _pooled(
                 "p": c.p,
                 "n_steps": c.n_steps,
             }
-        )
-    return _with_q(pairs), [{key: _null(value) for key, value in row.items()} for row in conflicts]
+            rows["conflict"].append({key: _null(value) for key, value in row.items()})
 
 
 def _pair_rows(where: Row, labels: list[str], found: Evidence) -> Iterable[Row]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from gradlab.aggregate.columns import HELDOUT_ROWS, PER_OBJECTIVE_SAMPLE, SAMPLE_ROWS, SAMPLE_STEPS
-from gradlab.grams import advantage_covariance, saved_grams
-from gradlab.store import read_json, read_jsonl
+from gradlab.aggregate.columns import HELDOUT_ROWS, SAMPLE_ROWS, SAMPLE_STEPS
+from gradlab.aggregate.files import Row, RunFiles
+from gradlab.grams import SavedGram, advantage_covariance
 
-Row = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -23,20 +21,27 @@ def thin(rows: Sequence[T], keep: int) -> list[T]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, keep).round().astype(int)]
 
 
-def read(folder: Path, run: str, file: str) -> Any:
-    path = folder / "runs" / run / file
-    if not path.exists():
-        raise ValueError(f"run {run}: expected the file {path}; found none. Make it with `snakemake {path}`.")
-    return read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+def _run_rows(files: RunFiles) -> Iterable[Row]:
+    outcome, last = files.outcome, files.metrics[-max(1, files.outcome.steps // 10) :]
+    seconds = [row["seconds/step"] for row in files.metrics if row["seconds/step"] is not None]
+    row: Row = {
+        "status": outcome.status,
+        "steps_done": outcome.steps_done,
+        "reason": outcome.reason,
+        "seconds": sum(seconds) if seconds else None,
+        "seconds/step": sum(seconds) / len(seconds) if seconds else None,
+    }
+    if outcome.finished:
+        row["n_last_steps"] = len(last)
+        for key in ("reward_mean", *(f"reward_mean/{k}" for k in files.objectives)):
+            defined = [step[key] for step in last if step[key] is not None]
+            row[key] = sum(defined) / len(defined) if defined else None
+    yield row
 
 
-def _metric_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
-    labels, previous = config["objectives"], -1
-    for row in read(folder, run, "metrics.jsonl"):
-        step = row["step"]
-        if step <= previous:
-            raise ValueError(f"run {run}: metrics.jsonl: expected steps that rise; found {step} after {previous}")
-        previous = step
+def _metric_rows(files: RunFiles) -> Iterable[Row]:
+    labels = files.config["objectives"]
+    for row in files.metrics:
         for key, value in row.items():
             if key == "step":
                 continue
@@ -44,35 +49,30 @@ def _metric_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
             # `seconds/sample` is a phase even when an objective is called `sample`.
             owned = bool(rest) and head != "seconds" and rest[0] in labels
             yield {
-                "step": step,
+                "step": row["step"],
                 "metric": "/".join([head, *rest[1:]]) if owned else key,
                 "objective": rest[0] if owned else None,
-                "value": _number(value, run, key),
+                "value": _number(value, files.run, key),
             }
-    for row in _probe_rows(folder, run, config):
+    for row in files.probes:
         place = {"step": row["step"], "layer": row["layer"]}
         for key in ("norm", "net_synergy"):
             for label in row["objectives"]:
                 yield place | {"metric": f"probe/{key}", "objective": label, "value": row[key][label]}
         for key in ("conflict_fraction", "n_undefined_pairs"):
             yield place | {"metric": f"probe/{key}", "value": row[key]}
-    yield from _covariance_rows(folder, run, config)
 
 
-def _covariance_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
-    """Each reward's covariance with the advantage that trained: the weights of the step, else those configured."""
-    if not config["probe"]["every"]:
-        return
-    logged = {row["step"]: row for row in read(folder, run, "metrics.jsonl")}
-    for saved in saved_grams(folder / "runs" / run, enabled(config)):
-        weights = [
-            logged.get(saved.step, {}).get(f"weight/{k}", config["objectives"][k]["weight"]) for k in saved.objectives
-        ]
-        found = advantage_covariance(saved.rewards_BK, saved.group_B, saved.advantages_BK @ np.array(weights, float))
-        for name, values_K in zip(("covariance", "correlation"), found, strict=True):
-            for label, value in zip(saved.objectives, values_K.tolist(), strict=True):
-                value = None if np.isnan(value) else value
-                yield {"step": saved.step, "metric": f"probe/advantage_{name}", "objective": label, "value": value}
+def covariance_rows(files: RunFiles, saved: SavedGram) -> Iterable[Row]:
+    """Rows of `metrics`: each reward's covariance with the advantage that trained, by the weights of the step."""
+    logged = files.metrics_at.get(saved.step, {})
+    configured = files.config["objectives"]
+    weights = [logged.get(f"weight/{k}", configured[k]["weight"]) for k in saved.objectives]
+    found = advantage_covariance(saved.rewards_BK, saved.group_B, saved.advantages_BK @ np.array(weights, float))
+    for name, values_K in zip(("covariance", "correlation"), found, strict=True):
+        for label, value in zip(saved.objectives, values_K.tolist(), strict=True):
+            value = None if np.isnan(value) else value
+            yield {"step": saved.step, "metric": f"probe/advantage_{name}", "objective": label, "value": value}
 
 
 def _number(value: Any, run: str, key: str) -> float | None:
@@ -81,18 +81,8 @@ def _number(value: Any, run: str, key: str) -> float | None:
     return value
 
 
-def enabled(config: Row) -> list[str]:
-    """Labels of axis K."""
-    return sorted(k for k, objective in config["objectives"].items() if objective["enabled"])
-
-
-def _probe_rows(folder: Path, run: str, config: Row) -> list[Row]:
-    """Rows of the probe; none where the run asked for none."""
-    return read(folder, run, "probe/probe.jsonl") if config["probe"]["every"] else []
-
-
-def _cosine_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
-    for row in _probe_rows(folder, run, config):
+def _cosine_rows(files: RunFiles) -> Iterable[Row]:
+    for row in files.probes:
         labels = row["objectives"]
         for i, first in enumerate(labels):
             for j in range(i + 1, len(labels)):
@@ -105,8 +95,10 @@ def _cosine_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
                 }
 
 
-def _eval_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
-    found = read(folder, run, "eval.json")
+def _eval_rows(files: RunFiles) -> Iterable[Row]:
+    found = files.evaluation
+    if found is None:
+        return
     for label, estimates in found["objectives"].items():
         for model, estimate in estimates.items():
             outcomes = found["outcomes"].get(model, {}).get(label) or {}
@@ -124,13 +116,13 @@ def _eval_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
             yield {"measure": key, "model": model, "mean": value, "n": found["n_samples"]}
 
 
-def _sample_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
+def _sample_rows(files: RunFiles) -> Iterable[Row]:
     by_step: dict[int, list[Row]] = {}
-    for row in read(folder, run, "samples.jsonl"):
+    for row in files.samples:
         by_step.setdefault(row["step"], []).append(row)
     kept = [row for _, rows in thin(sorted(by_step.items()), SAMPLE_STEPS) for row in thin(rows, SAMPLE_ROWS)]
     by_model: dict[str, list[Row]] = {}
-    for row in read(folder, run, "eval_samples.jsonl"):
+    for row in files.heldout_samples:
         by_model.setdefault(row["model"], []).append(row)
     kept += [row for rows in by_model.values() for row in thin(rows, HELDOUT_ROWS)]
     for row in kept:
@@ -139,10 +131,16 @@ def _sample_rows(folder: Path, run: str, config: Row) -> Iterable[Row]:
         }
         scores = {
             f"{name}/{label}": value
-            for key, (name, _) in PER_OBJECTIVE_SAMPLE.items()
-            for label, value in row.get(key, {}).items()
+            for name in ("reward", "outcome", "advantage")
+            for label, value in row.get(f"{name}s", {}).items()
         }
         yield columns | {"step": row.get("step")} | scores
 
 
-BUILDERS = {"metrics": _metric_rows, "cosines": _cosine_rows, "evals": _eval_rows, "samples": _sample_rows}
+BUILDERS = {
+    "runs": _run_rows,
+    "metrics": _metric_rows,
+    "cosines": _cosine_rows,
+    "evals": _eval_rows,
+    "samples": _sample_rows,
+}

@@ -1,22 +1,29 @@
-"""Rows of all runs to Parquet, with each run's parameters as columns."""
+"""Rows of all runs to Parquet, with each run's parameters as columns; one run in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradlab.aggregate.columns import COLUMNS, PER_OBJECTIVE_SAMPLE, Column
-from gradlab.aggregate.pairs import statistics
-from gradlab.aggregate.rows import BUILDERS, Row, read
+from gradlab.aggregate.columns import COLUMNS, Column, columns_of
+from gradlab.aggregate.files import Row, RunFiles, run_files
+from gradlab.aggregate.pairs import Group, groups_of
+from gradlab.aggregate.rows import BUILDERS
 from gradlab.store import atomic, read_json
+
+ROW_GROUP = 50_000
+"""Rows at which a group of rows is written: small in memory, and few groups in the largest file."""
 
 
 def aggregate(results: str | Path, sweep: str, runs: Sequence[str] | None = None) -> dict[str, Path]:
-    """Write `results/<sweep>/{metrics,cosines,evals,samples,pairs,conflict}.parquet`; returns their paths.
+    """Write `results/<sweep>/<table>.parquet` for each table of docs/DATA.md; returns their paths.
 
     `runs`: ids of the sweep's current runs (default: those of `sweep.json`). Other run folders, left
     from an older version of the sweep, are not read. Raises ValueError naming run and file when a
@@ -27,38 +34,78 @@ def aggregate(results: str | Path, sweep: str, runs: Sequence[str] | None = None
         runs = [run["run"] for run in read_json(folder / "sweep.json")["runs"]]
     if not runs or len(set(runs)) != len(runs):
         raise ValueError(f"sweep {sweep!r}: expected one or more different runs; found {list(runs)}")
-    configs = {run: read(folder, run, "config.json") for run in runs}
-    parameters = _parameter_columns({run: flatten(config) for run, config in configs.items()})
-    paths = {}
-    for name, rows_of_run in BUILDERS.items():
-        schema = _schema(COLUMNS[name] + (_sample_columns(configs.values()) if name == "samples" else ()))
-        tables = [_table(rows_of_run, folder, run, configs[run], schema, parameters[run]) for run in runs]
-        paths[name] = _write(folder / f"{name}.parquet", pa.concat_tables(tables))
-    for name, rows in zip(("pairs", "conflict"), statistics(folder, configs), strict=True):
-        paths[name] = _write(folder / f"{name}.parquet", _pooled_table(rows, _schema(COLUMNS[name]), parameters))
-    return paths
+    found = {run: run_files(folder, run) for run in runs}
+    objectives = sorted({label for files in found.values() for label in files.objectives})
+    parameters = _parameter_columns({run: flatten(files.config) for run, files in found.items()})
+    with ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(_Table(folder / f"{name}.parquet", columns_of(name, objectives), parameters))
+            for name in COLUMNS
+        }
+        for members in groups_of({run: files.config for run, files in found.items()}):
+            group = Group(tuple(run for run in members if found[run].outcome.finished))
+            for run in members:
+                _add_run(tables, replace(found[run]), group)  # a copy: what it reads is forgotten with it
+            for name, rows in group.pooled().items():
+                tables[name].add(rows)
+    return {name: table.path for name, table in tables.items()}
 
 
-def _schema(columns: Iterable[Column]) -> pa.Schema:
-    return pa.schema([pa.field(c.name, c.type, metadata={"doc": c.doc}) for c in columns])
+def _add_run(tables: dict[str, _Table], files: RunFiles, group: Group) -> None:
+    try:
+        for name, rows_of_run in BUILDERS.items():
+            tables[name].add({"run": files.run} | row for row in rows_of_run(files))
+        for name, rows in group.add(files).items():
+            tables[name].add(rows)
+    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"run {files.run}: expected files as docs/ARCHITECTURE.md describes; found {what} in {files.folder}. "
+            "Make the run again."
+        ) from error
 
 
-def _write(path: Path, table: pa.Table) -> Path:
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary)
-    return path
+class _Table:
+    """A Parquet file that grows by groups of rows and appears whole, or not at all."""
 
+    def __init__(self, path: Path, columns: Iterable[Column], parameters: dict[str, list[tuple]]) -> None:
+        self.path, self._parameters = path, parameters
+        self._own = pa.schema([pa.field(c.name, c.type, metadata={"doc": c.doc}) for c in columns])
+        shared = next(iter(parameters.values()))
+        self._schema = pa.schema([*self._own, *(pa.field(key, kind) for key, _, kind in shared)])
+        self._waiting: list[pa.Table] = []
+        self._stack = ExitStack()
 
-def _pooled_table(rows: Sequence[Row], schema: pa.Schema, parameters: dict[str, list[tuple]]) -> pa.Table:
-    """Parameters are those of the row's run, or of the group's first run without what its runs do not share."""
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    values = {run: {key: value for key, value, _ in found} for run, found in parameters.items()}
-    for key, _, kind in next(iter(parameters.values())):
-        own = [
-            None if key == "seed" and row["n_runs"] > 1 else values[row["run"] or row["first_run"]][key] for row in rows
-        ]
-        table = table.append_column(pa.field(key, kind), pa.array(own, kind))
-    return table
+    def __enter__(self) -> _Table:
+        temporary = self._stack.enter_context(atomic(self.path))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(temporary, self._schema))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write()
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Rows of one run, or of one group: their `run`, else their `first_run`, says whose parameters stand beside."""
+        rows = list(rows)
+        if not rows:
+            return
+        table = pa.Table.from_pylist(rows, schema=self._own)
+        pooled = rows[0].get("n_runs", 1) > 1
+        for key, value, kind in self._parameters[rows[0]["run"] or rows[0]["first_run"]]:
+            value = None if pooled and key == "seed" else value
+            table = table.append_column(pa.field(key, kind), pa.repeat(pa.scalar(value, kind), len(table)))
+        self._waiting.append(table)
+        if sum(map(len, self._waiting)) >= ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
 
 
 def flatten(config: Row, prefix: str = "") -> Row:
@@ -70,32 +117,6 @@ def flatten(config: Row, prefix: str = "") -> Row:
         elif not isinstance(value, list):
             flat[prefix + key] = value
     return flat
-
-
-def _table(
-    rows_of_run: Callable, folder: Path, run: str, config: Row, schema: pa.Schema, parameters: list[tuple]
-) -> pa.Table:
-    try:
-        rows = [{"run": run} | row for row in rows_of_run(folder, run, config)]
-        table = pa.Table.from_pylist(rows, schema=schema)
-    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"run {run}: expected files as docs/ARCHITECTURE.md describes; found {what} in {folder / 'runs' / run}. "
-            "Make the run again."
-        ) from error
-    for key, value, kind in parameters:
-        table = table.append_column(pa.field(key, kind), pa.repeat(pa.scalar(value, kind), len(table)))
-    return table
-
-
-def _sample_columns(configs: Iterable[Row]) -> tuple[Column, ...]:
-    labels = sorted({k for config in configs for k, objective in config["objectives"].items() if objective["enabled"]})
-    return tuple(
-        Column(f"{name}/{label}", kind, f"{name} of {label}; null where it does not apply.")
-        for name, kind in PER_OBJECTIVE_SAMPLE.values()
-        for label in labels
-    )
 
 
 def _parameter_columns(flat: dict[str, Row]) -> dict[str, list[tuple]]:

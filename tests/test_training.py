@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,8 @@ def test_a_run_writes_what_the_architecture_page_lists(world):
     assert "[Sample @ 0]" in (folder / "train.log").read_text()
     assert read_json(folder / "provenance.json")["versions"]["torch"] == torch.__version__
     assert read_json(folder / "config.json")["adapter"]["rank"] == 2
-    assert not (Path("work/s/a") / "checkpoint.safetensors").exists()
+    assert read_json(folder / "outcome.json") == {"status": "finished", "steps_done": 4, "steps": 4, "reason": None}
+    assert not list(Path("work/s/a").glob("checkpoint*")) and not Path("work/s/a/finished").exists()
     assert metrics[0]["kl_nats_per_token"] == 0 and metrics[3]["kl_nats_per_token"] > 0
     shares = [v for k, v in metrics[0].items() if k.startswith("advantage_variance_share")]
     assert sum(shares) == pytest.approx(1)
@@ -176,7 +178,7 @@ def test_a_score_that_is_not_finite_stops_with_step_and_example_and_keeps_the_st
         return Score(float("nan"), "graded") if len(calls) > 20 else plain(self, completion, example)
 
     monkeypatch.setattr(Brevity, "score", broken)
-    with pytest.raises(ValueError, match=r"step 2: .*Brevity.*expected a score in \[.*found nan for example"):
+    with pytest.raises(engine.Unscorable, match=r"step 2: .*Brevity.*expected a score in \[.*found nan for example"):
         train(config())
     assert not Path("results/s/runs/a").exists()
     monkeypatch.setattr(Brevity, "score", plain)
@@ -195,11 +197,14 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(world, monkeypatc
             self.theta[0] = float("nan")
 
     monkeypatch.setattr(engine.StackedAdamW, "step", poison)
-    with pytest.raises(engine.TrainingDiverged, match=r"step 2, run 0 .*rows 0 to 7.*Lower optimizer.lr"):
-        train(config())
+    folder = train(config())
     kept = read_json("work/s/a/diverged.json")
     assert kept["step"] == 2 and len(kept["rows"]) == 8
-    assert not Path("results/s/runs/a").exists()
+    outcome = read_json(folder / "outcome.json")
+    assert (outcome["status"], outcome["steps_done"], outcome["steps"]) == ("diverged", 2, 4)
+    assert re.match(r"step 2: expected a finite loss.*Lower optimizer.lr", outcome["reason"])
+    assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [0, 1]
+    assert "[Diverged] step 2" in (folder / "train.log").read_text()
 
 
 def test_a_full_disk_leaves_no_half_written_result(world):

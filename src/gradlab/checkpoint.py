@@ -1,53 +1,91 @@
-"""One file that continues a run exactly: parameters, moments, baselines, log lengths, next step.
+"""Files that continue runs exactly, one a run: parameters, moments, baselines, log lengths, next step.
 
 Sampling noise and data order are functions of (seed, step) and need no state. Tensors are float32,
-credit baselines float64; no pickle.
+credit baselines float64; no pickle. A run's file does not depend on its pack: ranks may be padded by its
+neighbours, and `fit` takes the padding off. So a run interrupted in a pack can go on alone or in another.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gradlab.store import atomic
 
+NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """next_step   first step not yet done
-    tensors        the optimizer's and the credits' state
-    sizes          per run, the length of each growing file
-    specs          the runs' specifications: a checkpoint of others is not resumed
+    tensors        the run's part of the optimizer, its credit and its weighting
+    sizes          the length of each growing file
+    stamp          what was trained; a checkpoint of anything else is not resumed
+    history        who it was trained with: [{"from_step": int, "runs": [names]}, ...]
     """
 
     next_step: int
     tensors: dict[str, Tensor]
-    sizes: list[dict[str, int]]
-    specs: list[str]
+    sizes: dict[str, int]
+    stamp: str
+    history: list[dict[str, Any]]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    meta = {"next_step": checkpoint.next_step, "sizes": checkpoint.sizes, "specs": checkpoint.specs}
-    with atomic(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()},
-            temporary,
-            metadata={"gradlab": json.dumps(meta)},
-        )
+def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
+    """Write every run's file, then remove older ones: whenever this stops, one step remains that all runs have."""
+    for folder, checkpoint in zip(folders, checkpoints, strict=True):
+        meta = {key: getattr(checkpoint, key) for key in ("next_step", "sizes", "stamp", "history")}
+        with atomic(folder / f"checkpoint-{checkpoint.next_step}.safetensors") as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()},
+                temporary,
+                metadata={"gradlab": json.dumps(meta)},
+            )
+    for folder, checkpoint in zip(folders, checkpoints, strict=True):
+        for step, path in _files(folder).items():
+            if step != checkpoint.next_step:
+                path.unlink()
 
 
-def load(path: Path, specs: list[str]) -> Checkpoint | None:
-    """The checkpoint at `path` if there is one for exactly these runs, else None."""
-    if not path.exists():
-        return None
+def steps(folder: Path, stamp: str) -> set[int]:
+    """The steps at which a run of this stamp can go on; 0, from the start, always."""
+    return {0} | {step for step, path in _files(folder).items() if _meta(path)["stamp"] == stamp}
+
+
+def load(folder: Path, step: int) -> Checkpoint:
+    path = folder / f"checkpoint-{step}.safetensors"
     with safe_open(path, framework="pt") as handle:
-        meta = json.loads(handle.metadata()["gradlab"])
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 not a dict
-    if meta["specs"] != specs:
-        return None
-    return Checkpoint(meta["next_step"], tensors, meta["sizes"], meta["specs"])
+    return Checkpoint(tensors=tensors, **_meta(path))
+
+
+def remove(folder: Path) -> None:
+    for path in _files(folder).values():
+        path.unlink()
+
+
+@torch.no_grad()
+def fit(target: Tensor, source: Tensor) -> None:
+    """Write `source` into the leading corner of `target`, zeros elsewhere: padding is always zero."""
+    corner = tuple(slice(0, min(a, b)) for a, b in zip(target.shape, source.shape, strict=True))
+    target.zero_()
+    target[corner] = source[corner].to(target)
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    return {int(m[1]): path for path in folder.glob("checkpoint-*") if (m := NAME.fullmatch(path.name))}
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as handle:
+        meta: dict[str, Any] = json.loads(handle.metadata()["gradlab"])
+    return meta

@@ -53,8 +53,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error.filename}: expected a file or folder; found none. Check the path.")
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # the last: a full disk, a broken file
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped. The same command continues.")
+    except KeyboardInterrupt as error:
+        sys.exit(str(error) or "stopped. The same command continues.")
 
 
 def _flag(name: str) -> str:

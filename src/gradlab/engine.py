@@ -7,9 +7,10 @@ datasets, gradient accumulation across rollouts, vLLM, mixed precision, callback
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from gradlab.optimizer import StackedAdamW
 from gradlab.rollout import sample, uniforms
 from gradlab.runlog import RunLog
 from gradlab.scoring import score
+from gradlab.stopping import Stopped
 from gradlab.store import write_json
 from gradlab.types import Example, Rollout, ScoredRollout
 from gradlab.update import Batch, Gradient, accumulate
@@ -38,8 +40,20 @@ from gradlab.weighting import build as build_weighting
 NOISE = 0  # purpose of the training rollouts' random numbers
 
 
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient that is not finite. The state before the update is saved."""
+class RunFailed(RuntimeError):
+    """One run cannot go on; its neighbours in the pack can, from their checkpoints. `run`: its position."""
+
+    def __init__(self, run: int, message: str) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class TrainingDiverged(RunFailed):
+    """A loss or gradient that is not finite. The state before the update is kept."""
+
+
+class Unscorable(RunFailed):
+    """An objective refused a completion. The state before the step is saved."""
 
 
 class Trainer:
@@ -48,12 +62,12 @@ class Trainer:
     def __init__(
         self,
         configs: Sequence[RunConfig],
-        specs: Sequence[str],
+        stamps: Sequence[str],
         work: Sequence[Path],
         lm: models.LanguageModel,
     ) -> None:
         check_pack(configs)
-        self.configs, self.specs, self.work, self.lm, self.shape = configs, list(specs), work, lm, configs[0]
+        self.configs, self.stamps, self.work, self.lm, self.shape = configs, stamps, work, lm, configs[0]
         self.objectives = [{k: build(k, o) for k, o in c.enabled_objectives.items()} for c in configs]
         self.weightings = [build_weighting(c) for c in configs]
         self.files = [data.load_split(c.data.train) for c in configs]
@@ -81,22 +95,41 @@ class Trainer:
         )
         self.credit_states = [CreditState() for _ in configs]
         self.dominances = [Dominance() for _ in configs]
-        self.next_step, self.gate_open = 0, False
-        found = checkpoint.load(self.work[0] / "checkpoint.safetensors", self.specs)
-        self.logs = [RunLog(w / "log", found.sizes[r] if found else None) for r, w in enumerate(work)]
-        if found:
-            self._restore(found)
+        self.gate_open = False
+        self._start()
 
-    def train(self) -> None:
-        """Every remaining step, with checkpoints. Raises TrainingDiverged, or ValueError at the gate."""
+    def _start(self) -> None:
+        """Go on at the newest step that all runs have a checkpoint of, or begin."""
+        runs = [folder.name for folder in self.work]
+        together = [checkpoint.steps(folder, stamp) for folder, stamp in zip(self.work, self.stamps, strict=True)]
+        self.next_step = max(set.intersection(*together))
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in runs]
+        self.logs = []
+        for r, folder in enumerate(self.work):
+            found = checkpoint.load(folder, self.next_step) if self.next_step else None
+            self.logs.append(RunLog(folder / "log", found.sizes if found else None))
+            if found:
+                self._restore(r, found)
+                self.logs[r].text(f"resumed at step {self.next_step}")
+            if not found or found.history[-1]["runs"] != runs:
+                self.histories[r].append({"from_step": self.next_step, "runs": runs})
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Every remaining step, with checkpoints; `stop` is asked after each.
+
+        Raises RunFailed for the run that can not go on, ValueError at the gate, Stopped when `stop` says so.
+        """
         total = self.shape.steps
         # A terminal gets a live bar; a log file gets a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 15.0
         for step in tqdm(range(self.next_step, total), initial=self.next_step, total=total, mininterval=interval):
             self.step(step)
             self.next_step = step + 1
-            if self.next_step % self.shape.placement.checkpoint_every == 0 or self.next_step == total:
+            asked = stop()
+            if asked or self.next_step % self.shape.placement.checkpoint_every == 0 or self.next_step == total:
                 self.save()
+            if asked and self.next_step < total:
+                raise Stopped(f"stopped after {self.next_step} of {total} steps. The same command continues.")
 
     def step(self, step: int) -> None:
         """One rollout and its `inner_epochs` updates."""
@@ -193,7 +226,7 @@ class Trainer:
                 scores = score(self.objectives[r], rows, texts[part])
             except ValueError as error:
                 self.save()
-                raise ValueError(f"step {step}: {error}. The state before the step is in {self.work[0]}.") from error
+                raise Unscorable(r, f"step {step}: {error}. The state before is in {self.work[r]}.") from error
             advantages = credit(scores.rewards_BK, group_B, weights[r], config.algorithm, states[r])
             scored.append(
                 ScoredRollout(rows, texts[part], group_B, lengths_N[part], ended_N[part], scores, advantages, epoch)
@@ -210,36 +243,32 @@ class Trainer:
             {"step": step, "inner_epoch": inner, "rows": [{"example": e.id, "completion": t} for e, t in rows]},
         )
         return TrainingDiverged(
-            f"step {step}, run {run} (seed {self.configs[run].seed}), rows 0 to {len(scored.texts) - 1}: "
-            f"expected a finite loss and gradient; found loss {float(found.stat_R('loss')[run]):.4g} and gradient norm "
-            f"{float(found.norm_R[run]):.4g}. The rows are in {self.work[run]}/diverged.json, "
-            f"the last checkpoint in {self.work[0]}. Lower optimizer.lr or optimizer.max_grad_norm."
+            run,
+            f"step {step}: expected a finite loss and gradient; found loss {float(found.stat_R('loss')[run]):.4g} and "
+            f"gradient norm {float(found.norm_R[run]):.4g}. Lower optimizer.lr or optimizer.max_grad_norm. The "
+            f"step's rows are in {self.work[run]}/diverged.json.",
         )
 
     def save(self) -> None:
-        """One checkpoint file in the first run's work folder; the pack's others stand in it too."""
-        tensors = self.optimizer.state()
-        for r, state in enumerate(self.credit_states):
-            tensors[f"baseline_K/{r}"] = torch.from_numpy(state.baseline_K)
-            tensors[f"dominance/{r}"] = torch.tensor(self.dominances[r].state)
-            for name, array in self.weightings[r].memory.items():
-                tensors[f"weighting/{r}/{name}"] = torch.from_numpy(array)
-        checkpoint.save(
-            self.work[0] / "checkpoint.safetensors",
-            checkpoint.Checkpoint(self.next_step, tensors, [log.sizes() for log in self.logs], self.specs),
-        )
+        """One checkpoint a run, in its own work folder."""
+        checkpoint.save(self.work, [self._checkpoint(r) for r in range(len(self.configs))])
 
-    def _restore(self, found: checkpoint.Checkpoint) -> None:
-        self.optimizer.restore(found.tensors)
-        for r, state in enumerate(self.credit_states):
-            state.baseline_K = found.tensors[f"baseline_K/{r}"].numpy().copy()
-            self.dominances[r] = Dominance(*found.tensors[f"dominance/{r}"].tolist())
-            own = f"weighting/{r}/"
-            self.weightings[r].memory = {
-                name.removeprefix(own): tensor.numpy().copy()
-                for name, tensor in found.tensors.items()
-                if name.startswith(own)
-            }
-        self.next_step = found.next_step
-        for log in self.logs:
-            log.text(f"resumed at step {self.next_step}")
+    def _checkpoint(self, r: int) -> checkpoint.Checkpoint:
+        tensors = self.optimizer.state(r)
+        tensors["updates"] = torch.tensor(self.optimizer.updates)
+        tensors["baseline_K"] = torch.from_numpy(self.credit_states[r].baseline_K)
+        tensors["dominance"] = torch.tensor(self.dominances[r].state)
+        tensors |= {f"weighting/{k}": torch.from_numpy(array) for k, array in self.weightings[r].memory.items()}
+        return checkpoint.Checkpoint(self.next_step, tensors, self.logs[r].sizes(), self.stamps[r], self.histories[r])
+
+    def _restore(self, r: int, found: checkpoint.Checkpoint) -> None:
+        self.optimizer.restore(r, found.tensors)
+        self.optimizer.updates = int(found.tensors["updates"])
+        self.credit_states[r].baseline_K = found.tensors["baseline_K"].numpy().copy()
+        self.dominances[r] = Dominance(*found.tensors["dominance"].tolist())
+        self.weightings[r].memory = {
+            name.removeprefix("weighting/"): tensor.numpy().copy()
+            for name, tensor in found.tensors.items()
+            if name.startswith("weighting/")
+        }
+        self.histories[r] = list(found.history)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from gradlab.config import RunConfig
+from gradlab.packs import shared
 
 # Largest difference between the sampler's log-prob of a token and the recomputed one.
 # Half precision sums in another order for another batch shape; its tolerance covers that noise.
@@ -27,21 +27,6 @@ def check_gate(step: int, gap: float, dtype: torch.dtype) -> None:
 
 def check_pack(configs: Sequence[RunConfig]) -> None:
     """Raise ValueError naming the first parameter that the runs of a pack must share and do not."""
-
-    def shared(config: RunConfig) -> dict[str, Any]:
-        return {
-            "model": config.model,
-            "adapter.kind": config.adapter.kind,
-            "adapter.targets": config.adapter.targets,
-            "steps": config.steps,
-            "rollout.batch_size": config.rollout.batch_size,
-            "rollout.num_generations": config.rollout.num_generations,
-            "rollout.max_new_tokens": config.rollout.max_new_tokens,
-            "algorithm.inner_epochs": config.algorithm.inner_epochs,
-            "probe.every": config.probe.every,
-            "probe.scope": config.probe.scope,
-            "probe.space": config.probe.space,
-        }
 
     for config in configs[1:]:
         for (name, expected), found in zip(shared(configs[0]).items(), shared(config).values(), strict=True):

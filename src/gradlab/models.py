@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from gradlab.bases import resolve
 from gradlab.config import ModelConfig
 from gradlab.types import Example, Rollout
 
@@ -63,22 +64,6 @@ class LanguageModel:
         ids, first, last = rollout.ids_NT.tolist(), rollout.prompt_len_N.tolist(), rollout.length_N.tolist()
         parts = [row[a:b] for row, a, b in zip(ids, first, last, strict=True)]
         return self.tokenizer.batch_decode(parts, skip_special_tokens=True)
-
-
-def resolve(model_id: str, bases: str | Path) -> str:
-    """A path or hub id for `model.id`; `base/<name>` lies in the folder `bases`.
-
-    Raises FileNotFoundError when a base was not made.
-    """
-    if not model_id.startswith("base/"):
-        return model_id
-    path = Path(bases) / model_id.removeprefix("base/")
-    if not (path / "base.json").is_file():
-        raise FileNotFoundError(
-            f"model.id: expected a finished base at {path}; found none. "
-            f"Make it: snakemake {path}/base.json, or python scripts/make_base.py --help"
-        )
-    return str(path)
 
 
 def load(config: ModelConfig, bases: str | Path = "results/base", device: str = "auto") -> LanguageModel:

@@ -7,17 +7,18 @@ place; the update itself is done on (R, P) matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from gradlab.checkpoint import fit
 from gradlab.config import OptimizerConfig
 
 
 class StackedAdamW:
-    """Owns theta, gradient and the two moments; `state()` and `restore()` are exact."""
+    """Owns theta, gradient and the two moments; `state` and `restore` are exact. `updates` counts steps of all runs."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class StackedAdamW:
         self.m_RP, self.v_RP = (torch.zeros(runs, self.theta.numel() // runs, device=device) for _ in range(2))
         # Where entry [r, p] lies in the flat buffers: parameter by parameter, run by run inside.
         blocks = [torch.arange(a, b, device=device).view(runs, -1) for a, b in pairwise(starts)]
-        self._parameters, self._starts = list(parameters), starts
+        self._parameters, self._starts, self._stacked = list(parameters), starts, stacked
         self._order_RP = torch.cat(blocks, dim=1) if runs > 1 else None
         self._beta1, self._beta2, self._eps, self._decay, self._clip = (
             torch.tensor(column, dtype=torch.float32, device=device).view(-1, 1)
@@ -94,14 +95,24 @@ class StackedAdamW:
         pieces = zip(self._parameters, pairwise(self._starts), strict=True)
         return {parameter: flat[a:b].view(parameter.shape) for parameter, (a, b) in pieces}
 
-    def state(self) -> dict[str, Tensor]:
-        return {"theta": self.theta, "m_RP": self.m_RP, "v_RP": self.v_RP, "updates": torch.tensor([self.updates])}
+    def state(self, run: int) -> dict[str, Tensor]:
+        """One run's parameters and moments, by the parameters' position, as views."""
+        return {f"{kind}/{i}": view for kind, views in self._views(run).items() for i, view in enumerate(views)}
 
-    @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        for name in ("theta", "m_RP", "v_RP"):
-            getattr(self, name).copy_(state[name])
-        self.updates = int(state["updates"])
+    def restore(self, run: int, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave, in this pack or in another whose largest rank is not the same."""
+        for kind, views in self._views(run).items():
+            for i, view in enumerate(views):
+                fit(view, state[f"{kind}/{i}"])
+
+    def _views(self, run: int) -> dict[str, list[Tensor]]:
+        runs = len(self.configs)
+        shapes = [p.shape[1:] if self._stacked else p.shape for p in self._parameters]
+        pieces = [(a // runs, b // runs, shape) for (a, b), shape in zip(pairwise(self._starts), shapes, strict=True)]
+        views = {
+            k: [row[a:b].view(s) for a, b, s in pieces] for k, row in (("m", self.m_RP[run]), ("v", self.v_RP[run]))
+        }
+        return {"theta": [p.data[run] if self._stacked else p.data for p in self._parameters], **views}
 
 
 def scheduled_lr(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -30,9 +30,19 @@ class RunLog:
         (folder / "probe").mkdir(parents=True, exist_ok=True)
         for name in GROWING:
             (folder / name).touch()
-            os.truncate(folder / name, (sizes or {}).get(name, 0))
+            found, size = (folder / name).stat().st_size, (sizes or {}).get(name, 0)
+            if found < size:
+                raise ValueError(
+                    f"{folder / name}: expected at least the {size} bytes that the checkpoint counted; found {found}. "
+                    f"The file was changed: remove {folder.parent} to train from the start."
+                )
+            os.truncate(folder / name, size)
 
     def sizes(self) -> dict[str, int]:
+        """Lengths for a checkpoint; what they count is on the disk before the checkpoint is."""
+        for name in GROWING:
+            with open(self.folder / name, "rb") as handle:
+                os.fsync(handle.fileno())
         return {name: (self.folder / name).stat().st_size for name in GROWING}
 
     def _append(self, name: str, text: str) -> None:
@@ -79,11 +89,12 @@ class RunLog:
         with atomic(self.folder / "probe" / f"cosine_step{step:04d}.csv") as path:
             path.write_text("\n".join(table) + "\n")
 
-    def publish(self, run_dir: Path) -> None:
-        """Copy everything to the run's folder, each file whole or not at all."""
-        for source in sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-            with atomic(run_dir / source.relative_to(self.folder)) as path:
-                shutil.copyfile(source, path)
+    def publish(self, folder: Path) -> None:
+        """Copy everything into `folder`, but for what a kill left half written."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
 
 
 def per_objective(prefix: str, names: list[str], values: Array | list[float]) -> dict[str, float | None]:

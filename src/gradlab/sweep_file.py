@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from gradlab.config import Frozen, RunConfig
 from gradlab.explain import unknown_key, validate
+
+
+Pack = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class SweepConfig(Frozen):
@@ -27,6 +30,8 @@ class SweepConfig(Frozen):
     """Dotted key to the list of its values; the runs are the Cartesian product."""
     variants: dict[str, dict[str, Any]] = {}
     """Name to the values that make it; multiplied with the grid. A variant's value replaces a fixed one."""
+    pack: Pack = 1
+    """Most runs that train together in one process, 1: each alone, or `auto` (docs/scaling.md). Changes no result."""
 
     @field_validator("fixed")
     @classmethod
@@ -62,6 +67,8 @@ class WorkflowConfig(Frozen):
     """Replaces values of every sweep above; an axis of a grid is narrowed to this one value."""
     grid: dict[str, Any] = {}
     """Replaces axes of every sweep above, or adds them."""
+    pack: Pack | None = None
+    """Replaces `pack` of every sweep above. None: as the sweep says."""
 
     @field_validator("sweeps", mode="before")
     @classmethod

@@ -1,66 +1,132 @@
-"""One run from its configuration to its folder: lock, load, train or resume, publish."""
+"""From configurations to finished runs: lock, load, train or resume, stage; alone or several in one process."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradlab import models
+from gradlab import checkpoint, models
 from gradlab.config import RunConfig
-from gradlab.engine import Trainer
+from gradlab.engine import RunFailed, Trainer, TrainingDiverged
+from gradlab.outcome import RunOutcome
 from gradlab.provenance import provenance
-from gradlab.store import atomic_folder, canonical, digest, read_jsonl, write_json, writer_lock
+from gradlab.staging import publish, stage, staged, stamp
+from gradlab.stopping import stop_requested
+from gradlab.store import digest, read_jsonl, writer_lock
 
 
 def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
     """Train `config` and write the folder that docs/ARCHITECTURE.md describes.
 
-    Checkpoints and growing files stand in `work` until the end; a run stopped anywhere resumes from
-    there. `config.json` is written last: with it the folder is whole. Raises RuntimeError when another process
-    holds `work` or training diverges, ValueError for input that does not fit.
+    Checkpoints and growing files stand in `work` until the end; a run stopped anywhere resumes from there. A run
+    that diverges ends with what it had; `outcome.json` says so. Raises RuntimeError when another process holds
+    `work`, ValueError for input that does not fit, Stopped on SIGTERM or Ctrl-C, when the state is saved.
     """
     run_dir, work = Path(run_dir), Path(work)
-    torch.set_num_threads(config.placement.threads)
     with writer_lock(work):
-        lm = models.load(config.model, bases, config.placement.device)
-        spec = canonical(config.model_dump(mode="json", exclude={"placement", "evaluation"}))
-        trainer = Trainer([config], [_stamp(spec, config, bases)], [work], lm)
-        trainer.train()
-        for name in _silent(read_jsonl(work / "log" / "metrics.jsonl"), list(config.enabled_objectives)):
-            trainer.logs[0].text(
-                f"[Warning] objective {name!r}: expected rewards that differ among the completions of a prompt; found "
-                "none in the whole run. It has no gradient: change its params, the prompts or the base."
-            )
-        for name in ("probe", "config.json"):  # what an earlier configuration left
-            path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        with atomic_folder(run_dir / "adapter") as folder:
-            trainer.adapter.save(0, folder)
-        trainer.logs[0].publish(run_dir)
-        write_json(run_dir / "provenance.json", provenance(digest(spec), config.seed, lm.device))
-        write_json(run_dir / "config.json", config.model_dump(mode="json"))
-        shutil.rmtree(work / "log")
-        (work / "checkpoint.safetensors").unlink()
+        failures = _train([config], [work], bases)
+        if failures:
+            raise failures[0]
+        publish(config, run_dir, work)
 
 
-def _silent(metrics: list[dict[str, Any]], objectives: list[str]) -> list[str]:
+def train_pack(configs: Mapping[str, RunConfig], work: Path, bases: str | Path) -> list[Exception]:
+    """Train runs together and leave each in `work/<run>/finished` for its own job to publish.
+
+    What can not be trained here, alone or at all, is left to the runs' own jobs, which will say why; the errors
+    are returned. Raises RuntimeError when another process holds a run, Stopped as `train` does.
+    """
+    folders = [work / run for run in configs]
+    with contextlib.ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(writer_lock(folder))
+        try:
+            return [*_train(list(configs.values()), folders, bases)]
+        except ValueError as error:  # one run's prompts, an adapter's targets, the gate
+            return [error]
+
+
+def _train(configs: Sequence[RunConfig], folders: Sequence[Path], bases: str | Path) -> list[RunFailed]:
+    """Train all that is not staged yet; whoever fails leaves the pack, the others go on from their checkpoints."""
+    torch.set_num_threads(configs[0].placement.threads)
+    left = {folder: (config, stamp(config, bases)) for config, folder in zip(configs, folders, strict=True)}
+    left = {folder: (config, own) for folder, (config, own) in left.items() if not staged(folder, own)}
+    failures = []
+    with stop_requested() as stop:
+        while left:
+            together = _level(left)
+            ended, failure = _round({folder: left[folder] for folder in together}, bases, stop)
+            failures += [failure] if failure else []
+            left = {folder: run for folder, run in left.items() if folder not in ended}
+    return failures
+
+
+def _round(
+    runs: Mapping[Path, tuple[RunConfig, str]], bases: str | Path, stop: Callable[[], bool]
+) -> tuple[list[Path], RunFailed | None]:
+    """Train until all end, or one does. Returns who is done with, staged unless it is the one that failed."""
+    folders, configs = list(runs), [config for config, _ in runs.values()]
+    lm = models.load(configs[0].model, bases, configs[0].placement.device)
+    trainer = Trainer(configs, [own for _, own in runs.values()], folders, lm)
+    try:
+        trainer.train(stop)
+    except TrainingDiverged as error:
+        _stage(trainer, error.run, str(error))
+        return [folders[error.run]], None
+    except RunFailed as error:
+        return [folders[error.run]], error
+    for r in range(len(folders)):
+        _stage(trainer, r, None)
+    return folders, None
+
+
+def _level(left: Mapping[Path, tuple[RunConfig, str]]) -> list[Path]:
+    """Runs that can take their next step together: those that got furthest first."""
+    steps = {folder: checkpoint.steps(folder, own) for folder, (_, own) in left.items()}
+    common = max(set.intersection(*steps.values()))
+    if common or all(own == {0} for own in steps.values()):
+        return list(left)
+    furthest = max(max(own) for own in steps.values())
+    return [folder for folder, own in steps.items() if max(own) == furthest]
+
+
+def _stage(trainer: Trainer, r: int, reason: str | None) -> None:
+    """`reason`: why the run ended before its last step; None: it did not."""
+    config, work, log = trainer.configs[r], trainer.work[r], trainer.logs[r]
+    if reason:
+        log.text(f"[Diverged] {reason}")
+    for name in _silent(log.folder / "metrics.jsonl", list(config.enabled_objectives)):
+        log.text(
+            f"[Warning] objective {name!r}: expected rewards that differ among the completions of a prompt; found "
+            "none in the whole run. It has no gradient: change its params, the prompts or the base."
+        )
+    outcome = RunOutcome(
+        status="diverged" if reason else "finished", steps_done=trainer.next_step, steps=config.steps, reason=reason
+    )
+    spec = config.model_dump(mode="json", exclude={"placement", "evaluation"})
+    origin = provenance(digest(spec), config.seed, trainer.lm.device) | {"pack": _pack(trainer.histories[r])}
+    with stage(work, trainer.stamps[r], outcome.model_dump(), origin) as folder:
+        log.publish(folder)
+        trainer.adapter.save(r, folder / "adapter")
+    log.remove()
+    checkpoint.remove(work)
+
+
+def _pack(history: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Which runs it was trained with, and from which step on; None: always alone."""
+    return history if any(len(part["runs"]) > 1 for part in history) else None
+
+
+def _silent(metrics: Path, objectives: list[str]) -> list[str]:
     """Objectives that had no advantage at any step although their weight was not 0."""
+    rows = read_jsonl(metrics) if metrics.stat().st_size else []
     return [
         name
         for name in objectives
-        if any(row[f"weight/{name}"] for row in metrics)
-        and not any(row[f"advantage_variance_share/{name}"] for row in metrics)
+        if any(row[f"weight/{name}"] for row in rows)
+        and not any(row[f"advantage_variance_share/{name}"] for row in rows)
     ]
-
-
-def _stamp(spec: str, config: RunConfig, bases: str | Path) -> str:
-    """What a checkpoint belongs to: the configuration, and the content of its prompts and of its base."""
-    files = [Path(path) for path in config.data.train]
-    if config.model.id.startswith("base/"):
-        files.append(Path(models.resolve(config.model.id, bases)) / "model.safetensors")
-    digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return canonical({"spec": spec, "files": digests})

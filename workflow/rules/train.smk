@@ -2,10 +2,12 @@ rule train:
     input:
         base=run_base,
         data=train_data,
+        pack=marker,
     output:
         config="<results>/{sweep}/runs/{run}/config.json",
         metrics="<results>/{sweep}/runs/{run}/metrics.jsonl",
         samples="<results>/{sweep}/runs/{run}/samples.jsonl",
+        outcome="<results>/{sweep}/runs/{run}/outcome.json",
         provenance="<results>/{sweep}/runs/{run}/provenance.json",
         adapter=directory("<results>/{sweep}/runs/{run}/adapter"),
         probe=directory("<results>/{sweep}/runs/{run}/probe"),

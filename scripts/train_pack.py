@@ -1,0 +1,36 @@
+"""Train several runs in one process, for `scripts/train.py` to fetch. Stopped anywhere, the same command resumes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gradlab.command_line import add_placement, placement, run
+from gradlab.identity import parse
+from gradlab.store import read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", required=True, help="JSON of all packs: {pack: {run: specification}}")
+    parser.add_argument("--pack", required=True, help="which of them")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs' work folders")
+    parser.add_argument("--bases", default="results/base", help="folder of the models made here")
+    parser.add_argument("--done", type=Path, required=True, help="file to write when the pack has ended")
+    add_placement(parser)
+    arguments = parser.parse_args()
+    configs = {name: parse(spec) for name, spec in read_json(arguments.plan)[arguments.pack].items()}
+    configs = {
+        name: config.model_copy(update={"placement": placement(arguments, config.placement)})
+        for name, config in configs.items()
+    }
+
+    from gradlab.training import train_pack
+
+    for error in train_pack(configs, arguments.work, arguments.bases):
+        print(f"left to the job of its own run: {error}")
+    arguments.done.touch()
+
+
+if __name__ == "__main__":
+    run(main)

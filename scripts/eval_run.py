@@ -18,9 +18,7 @@ from gradlab.outcome import read_config, read_outcome, write_failed_evaluation
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run_dir", type=Path, help="folder of a run: config.json, outcome.json, adapter/, metrics.jsonl"
-    )
+    parser.add_argument("run_dir", type=Path, help="folder of a trained run, as docs/ARCHITECTURE.md lists it")
     parser.add_argument(
         "--evaluation", type=mapping, help="JSON of the evaluation (default: that of the run's config.json)"
     )

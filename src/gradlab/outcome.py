@@ -35,15 +35,15 @@ def read_outcome(run_dir: str | Path) -> RunOutcome:
     path = Path(run_dir) / "outcome.json"
     if not path.exists():
         raise ValueError(
-            f"run {path.parent.name}: expected the file {path}, which gradlab {__version__} writes for every run; found "
-            f"none: the folder is of an older version, or of a run that has not ended. {_mend(path.parent)}"
+            f"run {path.parent.name}: expected the file {path}, which gradlab {__version__} writes for every run; "
+            f"found none: the folder is of an older version, or of a run that has not ended. {_mend(path.parent)}"
         )
     found = _read(RunOutcome, path)
     wrong = found.steps_done != found.steps if found.finished else not found.reason or found.steps_done >= found.steps
     if wrong:
         raise ValueError(
-            f"run {path.parent.name}: {path}: expected all steps of a finished run, or fewer and a reason; found {found.status} at "
-            f"{found.steps_done} of {found.steps} steps, reason {found.reason!r}. {_mend(path.parent)}"
+            f"run {path.parent.name}: {path}: expected all steps of a finished run, or fewer and a reason; found "
+            f"{found.status} at {found.steps_done} of {found.steps} steps, reason {found.reason!r}. {_mend(path.parent)}"
         )
     return found
 
@@ -79,6 +79,6 @@ def _read(model: Any, path: Path) -> Any:
 
 def _mend(run_dir: Path) -> str:
     return (
-        f"Make the run again: `snakemake --forcerun train -- {run_dir / 'outcome.json'}`, or remove the folder and make "
-        "the sweep again."
+        f"Make the run again: `snakemake --forcerun train -- {run_dir / 'outcome.json'}`, or remove the folder and "
+        "make the sweep again."
     )

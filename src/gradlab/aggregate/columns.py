@@ -34,8 +34,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("reason", pa.string(), "Why a run diverged; null of one that finished."),
         Column("seconds", pa.float64(), "Of training: the sum of its steps' wall-clock seconds."),
         Column("seconds/step", pa.float64(), "Their mean."),
-        Column("n_last_steps", pa.int64(), "Steps that `reward_mean` is taken over: the last tenth, at least one. Null, "
-               "as the rewards are, unless the run finished."),
+        Column("n_last_steps", pa.int64(), "Steps that `reward_mean` is taken over: the last tenth, at least one. "
+               "Null, as the rewards are, unless the run finished."),
         Column("reward_mean", pa.float64(), "Mean over those steps of the weighted sum of raw rewards that training "
                "logs."),
     ),
@@ -150,9 +150,9 @@ double or string; integers mixed with fractions become double, other mixtures st
 run does not have is null; so is the seed of a group of several runs. Lists (such as `data.train`) have no column.
 """
 TAIL = f"""
-A run that diverged has its rows up to there in `runs`, `metrics`, `cosines` and `samples`, and none in `pairs`, `conflict`
-and `evals`: no statistic speaks of it. Take it out of means of your own, by `status`. Runs that differ only in seed
-stand together; a file is in groups of rows that hold whole runs, so that a filter on `run` reads little.
+A run that diverged has its rows up to there in `runs`, `metrics`, `cosines` and `samples`, and none in `pairs`,
+`conflict` and `evals`: no statistic speaks of it. Take it out of means of your own, by `status` of `runs`. Runs that
+differ only in seed stand together; row groups hold whole runs, so that a filter on `run` reads little.
 
 Samples are thinned without randomness: of each run at most {SAMPLE_STEPS} logged steps, of each of them at most
 {SAMPLE_ROWS} rows, and at most {HELDOUT_ROWS} held-out rows a model; each choice is evenly spaced, the first and the

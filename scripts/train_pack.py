@@ -16,7 +16,6 @@ def main() -> None:
     parser.add_argument("--pack", required=True, help="which of them")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs' work folders")
     parser.add_argument("--bases", default="results/base", help="folder of the models made here")
-    parser.add_argument("--done", type=Path, required=True, help="file to write when the pack has ended")
     add_placement(parser)
     arguments = parser.parse_args()
     configs = {name: parse(spec) for name, spec in read_json(arguments.plan)[arguments.pack].items()}
@@ -29,7 +28,6 @@ def main() -> None:
 
     for error in train_pack(configs, arguments.work, arguments.bases):
         print(f"left to the job of its own run: {error}")
-    arguments.done.touch()
 
 
 if __name__ == "__main__":

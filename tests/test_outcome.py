@@ -1,4 +1,4 @@
-"""A run that diverged is shown as failed with its reason and is in no average; a folder that cannot be read is named."""
+"""A run that diverged is failed, with its reason, and in no average; a folder that cannot be read is named."""
 
 from __future__ import annotations
 

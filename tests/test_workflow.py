@@ -37,15 +37,15 @@ name = Path(sys.argv[0]).stem
 if name == "make_base":
     folder, names = value("--out"), ["base.json"]
 elif name == "train":
-    folder, names = value("--run-dir"), "config.json metrics.jsonl samples.jsonl provenance.json".split()
+    folder, names = value("--run-dir"), "config.json metrics.jsonl samples.jsonl outcome.json provenance.json".split()
     names += ["adapter/weights", "probe/probe.jsonl"]
     if Path("broken").exists() and "_s1-" in folder.name:
         sys.exit("error: the loss is not finite at step 3")
 elif name == "eval_run":
     folder, names = Path(sys.argv[1]), ["eval.json", "eval_samples.jsonl"]
 elif name == "aggregate":
-    folder, names = value("--results") / str(value("--sweep")), "metrics cosines pairs conflict evals samples".split()
-    names = [f"{name}.parquet" for name in names]
+    folder = value("--results") / str(value("--sweep"))
+    names = [f"{name}.parquet" for name in "runs metrics cosines pairs conflict evals samples".split()]
 else:
     folder, names = value("--out").parent, [value("--out").name]
 for name in names:

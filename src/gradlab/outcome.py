@@ -43,7 +43,8 @@ def read_outcome(run_dir: str | Path) -> RunOutcome:
     if wrong:
         raise ValueError(
             f"run {path.parent.name}: {path}: expected all steps of a finished run, or fewer and a reason; found "
-            f"{found.status} at {found.steps_done} of {found.steps} steps, reason {found.reason!r}. {_mend(path.parent)}"
+            f"{found.status} at {found.steps_done} of {found.steps} steps, reason {found.reason!r}. "
+            f"{_mend(path.parent)}"
         )
     return found
 

@@ -19,14 +19,16 @@ rule aggregate:
     input:
         table="<results>/{sweep}/sweep.json",
         runs=files_of_runs(
+            "outcome.json",
             "metrics.jsonl",
             "samples.jsonl",
             "probe",
             "eval.json",
             "eval_samples.jsonl",
         ),
-        code=code("aggregate/*.py", "inference.py", "grams.py"),
+        code=code("aggregate/*.py", "inference.py", "grams.py", "outcome.py"),
     output:
+        runs="<results>/{sweep}/runs.parquet",
         metrics="<results>/{sweep}/metrics.parquet",
         cosines="<results>/{sweep}/cosines.parquet",
         pairs="<results>/{sweep}/pairs.parquet",

@@ -1,6 +1,7 @@
 rule report:
     input:
         table="<results>/{sweep}/sweep.json",
+        runs="<results>/{sweep}/runs.parquet",
         metrics="<results>/{sweep}/metrics.parquet",
         cosines="<results>/{sweep}/cosines.parquet",
         pairs="<results>/{sweep}/pairs.parquet",

@@ -84,7 +84,7 @@ def project(tmp_path_factory):
         (project / f"data/{name}.jsonl").write_text("{}\n")
     for name in ("make_base", "train", "eval_run", "aggregate", "report"):
         (project / f"scripts/{name}.py").write_text(STUB)
-    shutil.copy(ROOT / "scripts/sweep.py", project / "scripts")
+    shutil.copy(ROOT / "scripts/sweep_table.py", project / "scripts")
     shutil.copy(ROOT / "Snakefile", project)
     (project / "src/gradlab/report/chart.py").write_text("")
     (project / "src/gradlab/engine.py").write_text("")
@@ -203,7 +203,7 @@ def test_overrides_reach_the_table_and_the_page(done):
         (("--config", "sweeps=mimi"), "sweeps: expected one of mini, other; found 'mimi'. Did you mean 'mini'?"),
         (("--config", "sweep=mini"), "sweep: expected a known key; found 'sweep'. Did you mean 'sweeps'?"),
         (("--config", 'fixed={"step": 5}'), "config/sweeps/mini.yaml: fixed.step: expected a known key"),
-        (("--config", 'fixed={"placement.gpu_slots": 9}'), "placement.gpu_slots: expected at most 4, the limit"),
+        (("--config", 'fixed={"placement.gpu_slots": 9, "placement.device": "cuda"}'), "placement.gpu_slots: expected at most 4, the limit"),
     ],
 )
 def test_mistakes_stop_before_any_job(project, arguments, message):

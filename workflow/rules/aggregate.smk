@@ -11,7 +11,7 @@ rule sweep_table:
     message:
         "list the runs of sweep {wildcards.sweep}"
     shell:
-        "exec python scripts/sweep.py {wildcards.sweep} --fixed {params.fixed:q} --grid {params.grid:q}"
+        "exec python scripts/sweep_table.py {wildcards.sweep} --fixed {params.fixed:q} --grid {params.grid:q}"
         " --out {output} > {log} 2>&1"
 
 

@@ -1,6 +1,6 @@
 """Expand a sweep: list its runs, or write the table that aggregation and the report read.
 
-python scripts/sweep.py demo --grid '{"seed": [1, 2, 3]}'
+python scripts/sweep_table.py demo --grid '{"seed": [1, 2, 3]}'
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gradlab.store import atomic
+from gradlab.store import atomic, remove_files
 
+META = {"next_step", "sizes", "stamp", "history"}
 NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
@@ -43,7 +44,7 @@ class Checkpoint:
 def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
     """Write every run's file, then remove older ones: whenever this stops, one step remains that all runs have."""
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
-        meta = {key: getattr(checkpoint, key) for key in ("next_step", "sizes", "stamp", "history")}
+        meta = {key: getattr(checkpoint, key) for key in sorted(META)}
         with atomic(folder / f"checkpoint-{checkpoint.next_step}.safetensors") as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()},
@@ -51,9 +52,7 @@ def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
                 metadata={"gradlab": json.dumps(meta)},
             )
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
-        for step, path in _files(folder).items():
-            if step != checkpoint.next_step:
-                path.unlink()
+        keep(folder, checkpoint.next_step)
 
 
 def steps(folder: Path, stamp: str) -> set[int]:
@@ -62,15 +61,17 @@ def steps(folder: Path, stamp: str) -> set[int]:
 
 
 def load(folder: Path, step: int) -> Checkpoint:
+    """Raises ValueError when the file is not whole, or not of this version."""
     path = folder / f"checkpoint-{step}.safetensors"
+    meta = _meta(path)
     with safe_open(path, framework="pt") as handle:
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 not a dict
-    return Checkpoint(tensors=tensors, **_meta(path))
+    return Checkpoint(tensors=tensors, **meta)
 
 
-def remove(folder: Path) -> None:
-    for path in _files(folder).values():
-        path.unlink()
+def keep(folder: Path, step: int) -> None:
+    """Remove every other checkpoint. A newer one counts log lines that go when an older one is resumed."""
+    remove_files([path for other, path in _files(folder).items() if other != step])
 
 
 @torch.no_grad()
@@ -86,6 +87,15 @@ def _files(folder: Path) -> dict[int, Path]:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as handle:
-        meta: dict[str, Any] = json.loads(handle.metadata()["gradlab"])
+    try:
+        with safe_open(path, framework="pt") as handle:
+            meta: dict[str, Any] = json.loads((handle.metadata() or {}).get("gradlab", "{}"))
+        problem = "" if set(meta) == META else "another version's"
+    except SafetensorError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(
+            f"{path}: expected a checkpoint as this version writes it; found {problem}. Remove the file: the run goes "
+            "on from an older one, or from the start."
+        )
     return meta

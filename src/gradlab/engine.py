@@ -105,13 +105,14 @@ class Trainer:
         self.next_step = max(set.intersection(*together))
         self.histories: list[list[dict[str, Any]]] = [[] for _ in runs]
         self.logs = []
-        for r, folder in enumerate(self.work):
-            found = checkpoint.load(folder, self.next_step) if self.next_step else None
+        saved = [checkpoint.load(folder, self.next_step) if self.next_step else None for folder in self.work]
+        for r, (folder, found) in enumerate(zip(self.work, saved, strict=True)):
+            checkpoint.keep(folder, self.next_step)  # before the log is cut back
             self.logs.append(RunLog(folder / "log", found.sizes if found else None))
             if found:
                 self._restore(r, found)
                 self.logs[r].text(f"resumed at step {self.next_step}")
-            if not found or found.history[-1]["runs"] != runs:
+            if not found or (found.history[-1]["runs"] != runs and self.next_step < self.shape.steps):
                 self.histories[r].append({"from_step": self.next_step, "runs": runs})
 
     def train(self, stop: Callable[[], bool] = lambda: False) -> None:

@@ -93,9 +93,6 @@ class RunLog:
         """Copy everything into `folder`, but for what a kill left half written."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
-
 
 def per_objective(prefix: str, names: list[str], values: Array | list[float]) -> dict[str, float | None]:
     """`{prefix}/{objective}` for each objective; undefined is null."""

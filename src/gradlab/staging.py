@@ -15,7 +15,17 @@ from typing import Any
 
 from gradlab.bases import resolve
 from gradlab.config import RunConfig
-from gradlab.store import atomic, atomic_folder, canonical, write_json, write_text, writer_lock
+from gradlab.store import (
+    atomic,
+    atomic_folder,
+    canonical,
+    clear_temporaries,
+    remove_files,
+    remove_folder,
+    write_json,
+    write_text,
+    writer_lock,
+)
 
 FOLDERS = ("adapter", "probe")
 
@@ -34,12 +44,16 @@ def stamp(config: RunConfig, bases: str | Path) -> str:
 
 @contextlib.contextmanager
 def stage(work: Path, stamp: str, outcome: dict[str, Any], provenance: dict[str, Any]) -> Iterator[Path]:
-    """Yield an empty folder for the run's files; it becomes `work/finished` whole or not at all."""
+    """Yield an empty folder for the run's files; it becomes `work/finished` whole or not at all.
+
+    Then what training left in `work` goes.
+    """
     with atomic_folder(work / "finished") as folder:
         yield folder
         write_json(folder / "outcome.json", outcome)
         write_json(folder / "provenance.json", provenance)
         write_text(folder / "stamp", stamp)
+    _remove_state(work)
 
 
 def staged(work: Path, stamp: str) -> bool:
@@ -59,6 +73,9 @@ def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bo
 def publish(config: RunConfig, run_dir: Path, work: Path) -> None:
     """Copy a staged run into its folder, `config.json` last: with it the folder is whole. Then the copy goes."""
     finished = work / "finished"
+    clear_temporaries(work)
+    clear_temporaries(run_dir)
+    _remove_state(work)  # whoever staged the run may have been killed before it did
     for name in ("config.json", *FOLDERS):  # what an earlier configuration left
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -69,4 +86,10 @@ def publish(config: RunConfig, run_dir: Path, work: Path) -> None:
         with atomic(run_dir / source.name) as temporary:
             shutil.copyfile(source, temporary)
     write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    shutil.rmtree(finished)
+    remove_folder(finished)
+
+
+def _remove_state(work: Path) -> None:
+    """The run has ended: a checkpoint that stayed would be resumed when it is trained again."""
+    remove_files(work.glob("checkpoint-*.safetensors"))
+    shutil.rmtree(work / "log", ignore_errors=True)

@@ -27,16 +27,16 @@ def digest(obj: Any) -> str:
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` only if the block succeeds.
 
-    A full disk or a kill leaves the old file, or none, never half of a new one.
+    A full disk, a kill or a loss of power leaves the old file, or none, never half of a new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,11 +50,48 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for inside in (temporary, *temporary.rglob("*")):
+            _sync(inside)
         if path.exists():
-            shutil.rmtree(path)
+            remove_folder(path)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """All of it or nothing: a kill never leaves a folder that lacks some of its files."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.removed.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    _sync(path.parent)
+    shutil.rmtree(doomed)
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """When it returns, not even a loss of power brings them back."""
+    folders = set()
+    for path in paths:
+        path.unlink()
+        folders.add(path.parent)
+    for folder in folders:
+        _sync(folder)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in `folder`; only for the one process that may write there."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

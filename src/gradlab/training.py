@@ -16,7 +16,7 @@ from gradlab.outcome import RunOutcome
 from gradlab.provenance import provenance
 from gradlab.staging import publish, stage, staged, stamp
 from gradlab.stopping import stop_requested
-from gradlab.store import digest, read_jsonl, writer_lock
+from gradlab.store import clear_temporaries, digest, read_jsonl, writer_lock
 
 
 def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
@@ -55,6 +55,8 @@ def _train(configs: Sequence[RunConfig], folders: Sequence[Path], bases: str | P
     torch.set_num_threads(configs[0].placement.threads)
     left = {folder: (config, stamp(config, bases)) for config, folder in zip(configs, folders, strict=True)}
     left = {folder: (config, own) for folder, (config, own) in left.items() if not staged(folder, own)}
+    for folder in left:
+        clear_temporaries(folder)
     failures = []
     with stop_requested() as stop:
         while left:
@@ -112,8 +114,6 @@ def _stage(trainer: Trainer, r: int, reason: str | None) -> None:
     with stage(work, trainer.stamps[r], outcome.model_dump(), origin) as folder:
         log.publish(folder)
         trainer.adapter.save(r, folder / "adapter")
-    log.remove()
-    checkpoint.remove(work)
 
 
 def _pack(history: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gradlab.command_line import add_placement, mapping, placement, run
 from gradlab.config import EvaluationConfig
+from gradlab.devices import bound
 from gradlab.explain import validate
 from gradlab.outcome import read_config, read_outcome, write_failed_evaluation
 
@@ -36,9 +37,10 @@ def main() -> None:
         print(f"not evaluated: {arguments.run_dir.name} diverged after {outcome.steps_done} steps: {outcome.reason}")
         return
 
-    from gradlab.evaluate import evaluate  # here, so that --help and wrong arguments do not wait for torch
+    with bound(config.placement):
+        from gradlab.evaluate import evaluate  # here, so that --help and wrong arguments do not wait for torch
 
-    evaluate(config, arguments.run_dir, bases)
+        evaluate(config, arguments.run_dir, bases)
 
 
 if __name__ == "__main__":

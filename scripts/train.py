@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradlab.command_line import add_placement, placement, run
 from gradlab.config import EvaluationConfig, RunConfig
+from gradlab.devices import bound
 from gradlab.explain import validate
 from gradlab.identity import parse
 from gradlab.staging import fetch
@@ -36,9 +37,10 @@ def main() -> None:
     if fetch(config, arguments.run_dir, arguments.work, arguments.bases):
         return  # trained in a pack
 
-    from gradlab.training import train  # here, so that --help, wrong arguments and fetching do not wait for torch
+    with bound(config.placement):
+        from gradlab.training import train  # here, so that --help, wrong arguments and fetching do not wait for torch
 
-    train(config, arguments.run_dir, arguments.work, arguments.bases)
+        train(config, arguments.run_dir, arguments.work, arguments.bases)
 
 
 if __name__ == "__main__":

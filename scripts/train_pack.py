@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from gradlab.command_line import add_placement, placement, run
+from gradlab.devices import bound
 from gradlab.identity import parse
 from gradlab.store import read_json
 
@@ -24,10 +25,11 @@ def main() -> None:
         for name, config in configs.items()
     }
 
-    from gradlab.training import train_pack
+    with bound(next(iter(configs.values())).placement):
+        from gradlab.training import train_pack  # torch, once the GPU is chosen
 
-    for error in train_pack(configs, arguments.work, arguments.bases):
-        print(f"left to the job of its own run: {error}")
+        for error in train_pack(configs, arguments.work, arguments.bases):
+            print(f"left to the job of its own run: {error}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def _location(loc: tuple[int | str, ...]) -> list[str]:
     parts = [str(part) for part in loc]
     if parts[:1] in (["algorithm"], ["weighting"]):
         del parts[1:2]
-    return [part for part in parts if "[" not in part]
+    return [part for part in parts if "[" not in part and part != "constrained-int"]
 
 
 def _sentence(path: str, kind: str, message: str, found: Any, context: dict[str, Any]) -> str:

@@ -17,7 +17,10 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "bit
 
 
 def provenance(spec_digest: str, seed: int, device: torch.device) -> dict[str, Any]:
-    """A JSON object; `git_commit` is null outside a checkout."""
+    """A JSON object; `git_commit` is null outside a checkout.
+
+    `gpu_slots` are those this process holds of its GPU and `mps` what the workflow found; null where neither was set.
+    """
     return {
         "config_digest": spec_digest,
         "seed": seed,
@@ -26,6 +29,9 @@ def provenance(spec_digest: str, seed: int, device: torch.device) -> dict[str, A
         "git_commit": git_commit(),
         "code_digest": code_digest(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device_uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None,
+        "gpu_slots": int(held) if (held := os.environ.get("GRADLAB_HELD_SLOTS")) else None,
+        "mps": os.environ.get("GRADLAB_MPS"),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

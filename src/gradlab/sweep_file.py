@@ -13,7 +13,6 @@ from pydantic import Field, field_validator
 from gradlab.config import Frozen, RunConfig
 from gradlab.explain import unknown_key, validate
 
-
 Pack = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -69,6 +68,8 @@ class WorkflowConfig(Frozen):
     """Replaces axes of every sweep above, or adds them."""
     pack: Pack | None = None
     """Replaces `pack` of every sweep above. None: as the sweep says."""
+    gpu_slot_gib: float | None = Field(None, gt=0)
+    """GPU memory of one slot, in GiB. None: a GPU's memory over the slots it offers; 4 where jobs run on a cluster."""
 
     @field_validator("sweeps", mode="before")
     @classmethod

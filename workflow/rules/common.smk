@@ -85,7 +85,8 @@ def evaluation_spec(wildcards):
 
 def placement(wildcards, threads):
     """Snakemake never compares params that depend on `threads`, so a change of placement re-runs nothing."""
-    return placement_flags(run_of(wildcards).config.placement.model_copy(update={"threads": threads}))
+    given = {"threads": threads, "gpu_slots": gpu_slots(wildcards)}
+    return placement_flags(run_of(wildcards).config.placement.model_copy(update=given))
 
 
 def noted(wildcards, threads):
@@ -95,10 +96,6 @@ def noted(wildcards, threads):
 
 def threads_of(wildcards):
     return run_of(wildcards).config.placement.threads
-
-
-def gpu_slots(wildcards):
-    return run_of(wildcards).config.placement.gpu_slots
 
 
 def site(name):
@@ -147,20 +144,5 @@ def code(*patterns):
     return sorted(str(path) for pattern in patterns for path in Path("src/gradlab").glob(pattern) if path.is_file())
 
 
-def check_gpu_slots():
-    """Snakemake would clip a demand above its limit without a word."""
-    limits = workflow.resource_settings.resources
-    limit = limits["gpu_slots"] if "gpu_slots" in limits else None
-    # The Snakemake call inside a cluster's job has the default profile's limit: not what the jobs share.
-    for name in chosen.sweeps if limit is not None and workflow.is_main_process else ():
-        for run in sweep_of(name).runs.values():
-            if run.config.placement.gpu_slots > limit.value:
-                raise WorkflowError(
-                    f"placement.gpu_slots: expected at most {limit.value}, the limit of this call; found "
-                    f"{run.config.placement.gpu_slots} for {name}/{run.id}. Raise it: --resources gpu_slots=N"
-                )
-
-
 for name in chosen.sweeps:
     sweep_of(name)  # every run is validated before the first job
-check_gpu_slots()

@@ -74,11 +74,12 @@ def pack_threads(wildcards):
 
 
 def pack_slots(wildcards):
-    return max(run.config.placement.gpu_slots for run in members(wildcards))
+    return slots_of(f"pack {wildcards.sweep}/{wildcards.pack}", members(wildcards))
 
 
 def pack_placement(wildcards, threads):
-    return placement_flags(members(wildcards)[0].config.placement.model_copy(update={"threads": threads}))
+    given = {"threads": threads, "gpu_slots": pack_slots(wildcards)}
+    return placement_flags(members(wildcards)[0].config.placement.model_copy(update=given))
 
 
 rule pack:

@@ -113,8 +113,9 @@ class PlacementConfig(Frozen):
     """auto: CUDA where there is one."""
     threads: int = Field(1, ge=1)
     """CPU threads of a train or evaluation job."""
-    gpu_slots: int = Field(1, ge=0)
-    """Slots of the `gpu_slots` resource that a train job takes."""
+    gpu_slots: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Slots of the resource `gpu_slots` that a job takes. auto: its estimated GPU memory over that of a slot; 0 without
+    a GPU."""
     microbatch_tokens: int = Field(16384, ge=1)
     """Tokens (padding included) in one forward pass; bounds memory, not the batch."""
     checkpoint_every: int = Field(20, ge=1)

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_reports import blocks
 from fake_runs import diverge, outcome, write_sweep
 
 from gradlab.aggregate import aggregate
 from gradlab.outcome import read_config, read_outcome
+from gradlab.report import load, write_index, write_report
+from gradlab.report.page import render
+from gradlab.report.sections.summary import headline
 from gradlab.store import read_json, read_jsonl, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +82,56 @@ def test_a_sweep_of_failures_has_typed_tables(tmp_path, all_diverged):
     aggregate(tmp_path, "demo")
     assert len(read(tmp_path / "demo", "runs")) == 4
     assert read(tmp_path / "demo", "pairs").empty
+
+
+# Report
+
+
+def test_the_report_lists_failed_runs_and_leaves_them_out(sweep):
+    folder, runs = sweep
+    found = load(folder.parent, "demo")
+    assert found.runs["run"].tolist() == runs[1:3] and found.groups == ["grpo"]
+    warning, table = blocks(found, "failed")
+    assert (
+        warning.warning and "4 of 6 runs diverged" in warning.text and "No run finished of: reinforce." in warning.text
+    )
+    assert [row[0][0].text for row in table.rows] == [runs[0], *runs[3:]]
+    assert table.rows[0][1:5] == ["grpo", "0", "12 of 20", REASON]
+    assert headline(found).startswith("4 of 6 runs diverged; ")
+    rewards = pd.DataFrame(blocks(found, "rewards")[0].rows)
+    assert set(rewards["group"]) == {"grpo"} and (rewards.query("kind == 'mean'")["n"].max()) == 2
+    page = render(found, "make")
+    assert page.count(" Without 4 runs that failed.</figcaption>") == page.count("<figcaption>") > 5
+    assert REASON in page and f'href="runs/{runs[0]}/train.log"' in page
+
+
+def test_a_failed_run_does_not_change_a_mean_of_seeds(sweep):
+    """At every step the mean is over the same seeds: those of the run that failed are out before its failure, too."""
+    found = load(sweep[0].parent, "demo")
+    rows = pd.DataFrame(blocks(found, "rewards")[0].rows).query("kind == 'mean' and panel == 'brevity'")
+    assert len(rows) == 20 and set(rows["n"]) == {2}
+    metrics = read(sweep[0], "metrics").query(
+        "metric == 'reward_mean' and objective == 'brevity' and run in @sweep[1][1:3]"
+    )
+    expected = metrics.groupby("step")["value"].mean()
+    assert rows.set_index("step")["mean"].to_dict() == pytest.approx(expected.to_dict(), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"probe_every": 0}, {"alone": True, "algorithms": ("grpo",)}])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_sweep_of_failures_has_a_page(tmp_path, options, kept):
+    runs = write_sweep(tmp_path, steps=12, **options)
+    for step, run in enumerate(runs[kept:]):
+        diverge(tmp_path / "demo/runs" / run, step)
+    aggregate(tmp_path, "demo")
+    out = tmp_path / "demo/report.html"
+    write_report(tmp_path, "demo", out, "make")
+    text = out.read_text(encoding="utf-8")
+    assert "the loss is not finite" in text and f"{len(runs) - kept} of {len(runs)} runs diverged" in text
+    assert ("No run finished" in text) == (kept == 0 or "No run finished of" in text)
+    assert write_index(tmp_path) == ["demo"]
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert (f"No run finished: {len(runs)} runs diverged" in index) == (kept == 0)
 
 
 # Folders of other versions

@@ -73,17 +73,19 @@ class Section(NamedTuple):
     id: str
     title: str
     build: Callable[[Sweep], Iterable[Block]]
+    without_runs: bool
+    """Whether it says something of a sweep in which no run finished."""
 
 
 SECTIONS: dict[str, Section] = {}
 
 
-def section(id: str, title: str) -> Callable:
+def section(id: str, title: str, without_runs: bool = False) -> Callable:
     """Register a function `(Sweep) -> Iterable[Block]` as the next section of the page."""
 
     def add(build: Callable[[Sweep], Iterable[Block]]) -> Callable[[Sweep], Iterable[Block]]:
         assert id not in SECTIONS, f"section {id!r} is registered twice"
-        SECTIONS[id] = Section(id, title, build)
+        SECTIONS[id] = Section(id, title, build, without_runs)
         return build
 
     return add

@@ -29,18 +29,19 @@ def curves(
     `domain` fixes the y axis; `symmetric` makes it the least of +-0.25, 0.5, 1 that holds the data. `empty` is
     the sentence that takes the chart's place when no value is defined.
     """
-    frame = frame.dropna(subset=["panel"])
+    frame = frame[frame["group"].isin(sweep.drawn)].dropna(subset=["panel"])
     defined = frame["value"].notna()
     if not defined.any():
         return Note(empty)
-    panels = [p for p in dict.fromkeys(frame["panel"]) if defined[frame["panel"] == p].any()]
+    panels = [p for p in frame["panel"].unique() if defined[frame["panel"] == p].any()]
     frame = frame[frame["panel"].isin(panels)]
     n_steps = frame["step"].nunique()
     window = 2 * (n_steps // 25) + 1
     smooth = _smooth(frame, window)
-    smooth, every = _thin(smooth, len(panels))
+    few = len(sweep.runs) <= MOST_RUNS_DRAWN
+    smooth, every = _thin(smooth, len(panels) * frame["run" if few else "group"].nunique())
     rows = _over_seeds(smooth).assign(kind="mean")
-    draw_runs = len(sweep.runs) <= MOST_RUNS_DRAWN and (window > 1 or bool(rows["n"].max() > 1))
+    draw_runs = few and (window > 1 or bool(rows["n"].max() > 1))
     if draw_runs:
         raw = smooth[["run", "group", "panel", "step", "raw"]].rename(columns={"raw": "mean"})
         rows = pd.concat([rows, raw.assign(kind="run")], ignore_index=True)
@@ -55,7 +56,7 @@ def curves(
         if one_seed
         else f"Line: mean over seeds{smoothed and ' of a ' + smoothed}. Band: lowest to highest seed.",
         "Faint lines: each run, unsmoothed." if draw_runs else "",
-        f"Single runs are not drawn: {len(sweep.runs)} are too many." if len(sweep.runs) > MOST_RUNS_DRAWN else "",
+        f"Single runs are not drawn: {len(sweep.runs)} are too many." if not few else "",
         "A gap is a step with no signal." if not frame["value"].notna().all() else "",
         f"Drawn thinned: one of {every} steps; the mean is over all." if every > 1 else "",
         f"{sweep.seeds_text()}, {plural(n_steps, 'step')}.",
@@ -72,10 +73,10 @@ def _smooth(frame: pd.DataFrame, window: int) -> pd.DataFrame:
     return frame.assign(value=rolled.where(frame["raw"].notna()))
 
 
-def _thin(frame: pd.DataFrame, n_panels: int) -> tuple[pd.DataFrame, int]:
+def _thin(frame: pd.DataFrame, n_lines: int) -> tuple[pd.DataFrame, int]:
     """Every m-th step and the last, so that a chart holds about BUDGET points at most."""
     steps = sorted(frame["step"].unique())
-    most = min(MOST_STEPS, max(20, BUDGET // (n_panels * frame["run"].nunique())))
+    most = min(MOST_STEPS, max(20, BUDGET // n_lines))
     every = -(-len(steps) // most)
     return frame[frame["step"].isin({*steps[::every], steps[-1]})], every
 
@@ -99,7 +100,7 @@ def _chart(
     scale = alt.Scale(domain=domain) if domain else alt.Scale(zero=True)
     pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
     x = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6))
-    hue = colour("group", sweep.groups)
+    hue = colour("group", sweep.drawn)
     base = alt.Chart().transform_filter("datum.kind == 'mean'")
     band = base.mark_area().encode(
         x=x, y=alt.Y("low:Q", scale=scale, title=y), y2="high:Q", color=hue,

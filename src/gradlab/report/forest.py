@@ -65,15 +65,16 @@ def forest(sweep: Sweep) -> Figure | Note:
         panel(False).mark_point(filled=True, size=55, opacity=1).encode(x="alignment:Q"),
         alt.Chart().mark_text(align="left", dx=5, color=INK).encode(y=y(False), x="alignment_high:Q", text="says:N"),
     ).properties(width=width, height=height, title="alignment (cross-fitted)")  # fmt: skip
-    tested = frame["n_tested"]
+    tested, seeds = frame["n_tested"], frame["n_runs"]
+    n_runs = plural(seeds.max(), "seed") if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()} seeds"
     steps = f"{tested.min()} to {tested.max()}" if tested.min() < tested.max() else f"{tested.min()}"
     caption = (
         "Steps and seeds pooled. Tick: plain cosine, which noise shared by two rewards moves. Diamond: unbiased cosine "
         "from products of different completions, absent where a gradient's norm is not surely above 0. Right: the same "
         "inner product over the plain norms, smaller the noisier the gradients. Bars: 95 % bootstrap intervals over "
         "steps, of these runs. q: p-value of permutations within prompts and of sign flips over steps, adjusted for "
-        f"the pairs of a group; coloured below 0.05. n = {steps} probed steps a pair, {sweep.seeds_text()[4:]}."
-        + (f" The {left_out} pairs nearest 0 are not drawn." if left_out else "")
+        f"the pairs of a group; coloured below 0.05. n = {steps} probed steps a pair, {n_runs} pooled."
+        + (f" Of all groups, the {left_out} pairs nearest 0 are not drawn." if left_out else "")
     )
     chart = alt.hconcat(cosines, ends, data=TABLE, spacing=20).resolve_scale(color="shared")
     columns = ["label", "verdict", *floats, "n_tested", "n_runs", "says"]
@@ -87,13 +88,14 @@ def conflict_null(sweep: Sweep) -> Figure | Note:
     )
     if frame.empty:
         return Note("The conflict fraction is undefined at every probe.")
+    frame = frame[frame["group"].isin(sweep.drawn) & (frame["run"].isin(sweep.single) | frame["run"].isna())]
     seeds = sweep.runs.set_index("run")["seed"]
     frame["label"] = [r.group if r.level == "group" else f"{r.group}, seed {seeds[r.run]}" for r in frame.itertuples()]
     frame = frame[(frame["level"] == "group") | (frame["group"].map(sweep.runs["group"].value_counts()) > 1)]
     frame["outside"] = (frame["conflict_fraction"] < frame["null_low"]) | (
         frame["conflict_fraction"] > frame["null_high"]
     )
-    order = sorted(frame["label"], key=lambda label: next(i for i, g in enumerate(sweep.groups) if label.startswith(g)))
+    order = frame.sort_values("group", key=lambda g: g.map(sweep.drawn.index), kind="stable")["label"].tolist()
     base = alt.Chart().encode(y=alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=300)))
     x = alt.X("null_low:Q", title="share of pairs in conflict", scale=alt.Scale(domain=(0, 1)))
     names = ("conflict_fraction", "null", "null_low", "null_high", "p")
@@ -109,7 +111,7 @@ def conflict_null(sweep: Sweep) -> Figure | Note:
         f"Share of the defined pairs whose plain cosine is below minus τ (τ = {taus}), mean over steps. Grey: 95 % of "
         "what the same steps give when every objective's advantages are shuffled by itself within prompts, tick: "
         "their mean. A point outside (orange) is conflict or synergy beyond chance, reward correlation included. "
-        f"n = {plural(int(frame['n_steps'].max()), 'step')} at most a row."
+        f"n = {plural(int(frame['n_steps'].max()), 'step')} at most a row{sweep.drawn_text()}." + sweep.single_text()
     )
     columns = ["label", *names, "n_steps", "outside"]
     return Figure("Conflict fraction against its null", caption, chart, records(frame[columns]))

@@ -24,7 +24,7 @@ def write_index(results: str | Path, out: str | Path | None = None) -> list[str]
         name, date = page.parent.name, datetime.fromtimestamp(page.stat().st_mtime, UTC)
         try:
             sweep = load(results, name)
-            about = {"title": sweep.title, "runs": len(sweep.runs), "headline": headline(sweep)}
+            about = {"title": sweep.title, "runs": len(sweep.configs), "headline": headline(sweep)}
         except ValueError as error:
             about = {"title": name, "runs": "", "headline": str(error)}
         rows.append({"name": name, "href": f"{name}/report.html", "date": f"{date:%Y-%m-%d %H:%M} UTC", **about})

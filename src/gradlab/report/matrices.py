@@ -29,7 +29,9 @@ def step_map(sweep: Sweep) -> Figure:
     frame = sweep.cosines.merge(tested, on=["run", "step", "layer", *PAIR], how="left")
     steps = sorted(frame["step"].unique().tolist())
     groups = _mean_of_seeds(frame)
-    views = [*groups["view"].unique(), *sweep.runs["run"]]
+    groups = groups[groups["group"].isin(sweep.drawn)]
+    views = [*groups["view"].unique(), *sweep.single]
+    frame = frame[frame["run"].isin(sweep.single)]
     frame = pd.concat([groups, frame.assign(view=frame["run"], seeds=1)], ignore_index=True)
     every = -(-len(frame) * 2 // CELLS)
     shown = sorted({*steps[::every], steps[-1]})
@@ -68,8 +70,9 @@ def step_map(sweep: Sweep) -> Figure:
         f"and pairs of the run; of a mean: unless all its runs say the same); the next figure adds up the steps. "
         f"{plural(len(steps), 'probed step')}, "
         f"{plural(int(sweep.cosines['n_rows'].max()), 'completion')} a probe, {sweep.seeds_text()}. "
-        f"Probed: {layers_text(sweep.cosines)}."
-    ) + (f" Thinned: {len(shown)} of {len(steps)} probed steps can be chosen." if every > 1 else "")
+        f"Probed: {layers_text(sweep.cosines)}.{sweep.single_text()}"
+    )
+    caption += f" Thinned: {len(shown)} of {len(steps)} probed steps can be chosen." if every > 1 else ""
     return Figure("Cosine matrix by step", caption, chart, records(rows))
 
 
@@ -78,7 +81,7 @@ def mean_map(sweep: Sweep) -> Figure:
     frame = main_layer(sweep)
     tested = keep_level(sweep.pairs, "group")[["group", *PAIR, "verdict", "alignment", "q"]]
     means = pair_means(frame).rename(columns={"mean": "cosine"}).merge(tested, on=["group", *PAIR], how="left")
-    groups = sweep.groups[:MOST_GROUPS]
+    groups = sweep.drawn[:MOST_GROUPS]
     means = means[means["group"].isin(groups)]
     rows = _whole_matrix(
         means[
@@ -111,7 +114,7 @@ def mean_map(sweep: Sweep) -> Figure:
         .properties(width=width, height=width * 0.65)
         .facet(alt.Facet("group:N", sort=groups, title=None), columns=columns, data=TABLE, spacing=24)
     )
-    more = f" The first {MOST_GROUPS} of {len(sweep.groups)} groups." if len(sweep.groups) > MOST_GROUPS else ""
+    more = f" The first {MOST_GROUPS} of {len(sweep.drawn)} groups." if len(sweep.drawn) > MOST_GROUPS else ""
     caption = (
         "Mean over all probed steps and seeds of the defined cosines; hover for the interval (1.96 standard errors "
         f"over probes) and n. {MARKED}, by products of different completions (false discovery rate 5 % a group): a "
@@ -125,7 +128,7 @@ def layer_map(sweep: Sweep) -> Figure:
     """Mean cosine by layer and pair."""
     frame = sweep.pairs[sweep.pairs["level"] == "group"]
     frame = frame.assign(pair=frame["objective_i"] + " · " + frame["objective_j"], n=frame["n_steps"])
-    groups = sweep.groups[:MOST_GROUPS]
+    groups = sweep.drawn[:MOST_GROUPS]
     table = frame[frame["group"].isin(groups)][["group", "layer", "pair", "cosine", "n", "alignment", "q", "verdict"]]
     table = table.assign(label=[_label(c) for c in table["cosine"]])
     pairs, layers = list(dict.fromkeys(frame["pair"])), layer_order(list(frame["layer"].unique()))

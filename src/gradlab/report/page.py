@@ -41,7 +41,8 @@ def write_report(results: str | Path, sweep: str, out: str | Path, command: str)
 
 def render(sweep: Sweep, command: str, link_base: str = ".") -> str:
     """The page as text. `link_base` is the way from the page to the sweep's folder."""
-    built = [(section, list(section.build(sweep))) for section in SECTIONS.values()]
+    told = [section for section in SECTIONS.values() if section.without_runs or not sweep.runs.empty]
+    built = [(section, list(section.build(sweep))) for section in told]
     contents = [(section, blocks) for section, blocks in built if blocks]
     return fill(
         "page.html.j2",
@@ -49,7 +50,9 @@ def render(sweep: Sweep, command: str, link_base: str = ".") -> str:
         sweep=sweep,
         headline=headline(sweep),
         sections=contents,
-        facts=f"{plural(len(sweep.runs), 'run')} in {plural(len(sweep.groups), 'group')}",
+        facts=f"{plural(len(sweep.configs), 'run')} in {plural(len(sweep.groups), 'group')}"
+        + (f", {len(sweep.failed)} failed" if len(sweep.failed) else ""),
+        left_out=f" Without {plural(len(sweep.failed), 'run')} that failed." if len(sweep.failed) else "",
         command=command,
         link_base="" if link_base == "." else f"{link_base}/",
         config=CONFIG,

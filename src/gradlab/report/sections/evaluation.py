@@ -22,6 +22,7 @@ ABOUT = "Bars: 95 % bootstrap interval over prompts."
 def evaluation(sweep: Sweep) -> Iterable[Block]:
     rewards = sweep.evals[sweep.evals["measure"] == "reward"].dropna(subset=["mean"])
     rewards = rewards.assign(label=rewards["group"] + ", seed " + rewards["seed"].astype(str))
+    rewards = rewards[rewards["run"].isin(sweep.single)]
     both = rewards[rewards["model"].isin(["base", "policy"])]
     if both.empty:
         yield Note("No held-out rewards: the evaluation has no estimate for any objective.")
@@ -43,6 +44,7 @@ def before_after(sweep: Sweep, frame: pd.DataFrame) -> Figure:
     hue = alt.Color("model:N", scale=scale, legend=alt.Legend(orient="top", title=None))
     chart = _intervals(sweep, frame, hue, "mean raw reward", pick, offset=True)
     caption = f"Mean raw reward of each run's policy and of the base model it started from. {ABOUT} {_n(frame)}"
+    caption += sweep.single_text()
     return Figure("Before and after", caption, chart, records(_columns(frame)))
 
 
@@ -52,6 +54,7 @@ def difference(sweep: Sweep, frame: pd.DataFrame) -> Figure:
     caption = (
         f"Policy minus base on the same prompts. {ABOUT} An interval that excludes the line at 0 is a change beyond "
         f"the noise of sampling these prompts; differences between seeds come on top. {_n(frame)}"
+        f"{sweep.single_text()}"
     )
     return Figure("Change against the base model", caption, chart, records(_columns(frame)))
 
@@ -112,7 +115,7 @@ def _text_table(sweep: Sweep) -> Block:
         return Note("No measures of the text.")
     means = frame.groupby(["group", "measure", "model"], sort=False)["mean"].mean()
     rows: list[list[str | list[Link]]] = []
-    for group in sweep.groups:
+    for group in sweep.drawn:
         cells = []
         for measure, (_, digits) in MEASURES.items():
             before, after = (means.get((group, measure, model), float("nan")) for model in ("base", "policy"))

@@ -14,7 +14,7 @@ MUST_AGREE = ("git_commit", "code_digest", "python", "device")
 """Keys of provenance.json that should be equal within a sweep, as should everything under `versions.`."""
 
 
-@section("runs", "Runs")
+@section("runs", "Runs", without_runs=True)
 def runs(sweep: Sweep) -> Iterable[Block]:
     flat = {run: flatten(config) for run, config in sweep.configs.items()}
     keys = list(dict.fromkeys(key for parameters in flat.values() for key in parameters))
@@ -32,7 +32,7 @@ def runs(sweep: Sweep) -> Iterable[Block]:
     yield Table("Parameters that all runs share", "From config.json.", ["parameter", "value"], shared, folded=True)
 
 
-@section("provenance", "Provenance")
+@section("provenance", "Provenance", without_runs=True)
 def provenance(sweep: Sweep) -> Iterable[Block]:
     flat = {run: flatten(record) for run, record in sweep.provenance.items()}
     keys = list(dict.fromkeys(key for record in flat.values() for key in record))

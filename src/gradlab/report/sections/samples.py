@@ -10,22 +10,18 @@ import pandas as pd
 from gradlab.report.blocks import Block, Browser, section
 from gradlab.report.load import Sweep
 
-MOST = 2400
 COLUMNS = ["run", "source", "step", "example", "prompt", "completion", "ended"]
 SOURCES = {"train": "training", "policy": "held out, policy", "base": "held out, base"}
 
 
-@section("samples", "Samples")
+@section("samples", "Samples", without_runs=True)
 def samples(sweep: Sweep) -> Iterable[Block]:
     frame = sweep.samples
-    total = len(frame)
-    if total > MOST:
-        frame = frame.iloc[np.linspace(0, total - 1, MOST).round().astype(int)]
     objectives = [k for k in sweep.objectives if f"reward/{k}" in frame]
     frame = frame.assign(source=frame["source"].map(SOURCES))
     scores = [f"reward/{k}" for k in objectives] + [f"outcome/{k}" for k in objectives]
     rows = [[_plain(value) for value in row] for row in frame[[*COLUMNS, *scores]].itertuples(index=False)]
-    thinned = f" Thinned: {MOST} of {total}, evenly spaced." if total > MOST else ""
+    thinned = f" Thinned: {len(rows)} of {sweep.n_samples}, evenly spaced." if sweep.n_samples > len(rows) else ""
     caption = (
         f"{len(rows)} completions, an even and fixed choice from samples.jsonl and eval_samples.jsonl.{thinned} An "
         "empty score: the objective does not apply to this prompt. Search reads prompt, completion and example."

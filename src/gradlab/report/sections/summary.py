@@ -22,8 +22,10 @@ def heldout(sweep: Sweep) -> pd.DataFrame:
 
 
 def headline(sweep: Sweep) -> str:
-    """One sentence: the largest held-out change, the lowest and the highest mean cosine, and how many are not 0."""
-    parts = []
+    """One sentence: failures, the largest held-out change, the lowest and highest mean cosine, how many are not 0."""
+    if sweep.runs.empty:
+        return f"No run finished: {plural(len(sweep.failed), 'run')} diverged."
+    parts = [f"{len(sweep.failed)} of {plural(len(sweep.configs), 'run')} diverged"] if len(sweep.failed) else []
     changes = heldout(sweep).query("model == 'difference'")
     if len(changes):
         best = changes.loc[changes["mean"].idxmax()]
@@ -41,15 +43,18 @@ def headline(sweep: Sweep) -> str:
     return "; ".join(parts) + "." if parts else "No evaluation difference and no cosine."
 
 
-@section("summary", "Summary")
+@section("summary", "Summary", without_runs=True)
 def summary(sweep: Sweep) -> Iterable[Block]:
     yield Note(headline(sweep))
+    if sweep.runs.empty:
+        return
     yield _heldout_table(sweep)
     yield _pair_table(sweep)
 
 
 def _heldout_table(sweep: Sweep) -> Block:
     table = heldout(sweep)
+    table = table[table["group"].isin(sweep.drawn)]
     if table.empty:
         return Note("No held-out reward: the evaluation has no estimate for any objective.")
     rows = []
@@ -66,7 +71,7 @@ def _heldout_table(sweep: Sweep) -> Block:
     caption = (
         "Mean raw reward on held-out prompts before (base) and after training (policy), and their difference. The mean "
         "is over seeds; in brackets the lowest and highest end of the seeds' 95 % bootstrap intervals over prompts, "
-        "wider than any single one. n: completions a run and model."
+        f"wider than any single one. n: completions a run and model{sweep.drawn_text()}."
     )
     columns = ["group", "objective", "base", "policy", "difference", "seeds", "n"]
     return Table("Held-out reward, before and after", caption, columns, rows, numeric=frozenset(range(2, 7)))
@@ -76,6 +81,7 @@ def _pair_table(sweep: Sweep) -> Block:
     frame = main_layer(sweep)
     if frame.empty:
         return Note(no_cosines(sweep))
+    frame = frame[frame["group"].isin(sweep.drawn)]
     tested = keep_level(sweep.pairs, "group").set_index(["group", "objective_i", "objective_j"])["verdict"]
     verdicts = tested.dropna().to_dict()
     rows = []
@@ -92,7 +98,7 @@ def _pair_table(sweep: Sweep) -> Block:
         "pairs of a group. So a cosine whose interval excludes 0 can be “not distinguishable”: on these completions "
         "the two gradients point so, but nothing says that they would on others. Conflict: share of defined probes "
         "below minus τ. Undefined probes, where an objective has no gradient, are counted and left out. "
-        f"Probed: {layers_text(frame)}."
+        f"Probed: {layers_text(frame)}{sweep.drawn_text()}."
     )
     columns = ["group", "pair", "cosine", "verdict", "conflict", "seeds", "n probes", "undefined"]
     return Table("Cosines between objectives", caption, columns, rows, numeric=frozenset((2, 4, 5, 6, 7)))

@@ -80,9 +80,10 @@ def throughput(sweep: Sweep) -> Iterable[Block]:
         return
     # A phase that some steps skip (the probe) has 0 or no value there; its mean is over all steps.
     steps = sweep.metrics.groupby("run")["step"].nunique()
+    frame = frame[frame["run"].isin(sweep.single)].astype({"metric": str})
     totals = frame.groupby(["run", "metric"], sort=False)["value"].sum().unstack().fillna(0.0)
     rows = []
-    for run in sweep.runs.itertuples():
+    for run in sweep.runs[sweep.runs["run"].isin(sweep.single)].itertuples():
         if run.run not in totals.index:
             continue
         whole = totals.loc[run.run, "seconds/step"] / steps[run.run]
@@ -115,6 +116,6 @@ def phases(sweep: Sweep, frame: pd.DataFrame, steps: int) -> Figure:
     caption = (
         "Mean wall-clock seconds of a training step by phase, over all steps of a run (a phase that runs on some steps "
         f"is spread over all). Beside the bar: steps a second. n = up to {steps} steps a run. Runs that shared the "
-        "machine with others at the same time are slower than alone."
+        f"machine with others at the same time are slower than alone.{sweep.single_text()}"
     )
     return Figure("Seconds by phase", caption, chart, records(frame))

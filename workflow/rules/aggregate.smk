@@ -4,6 +4,7 @@ rule sweep_table:
         "<results>/{sweep}/sweep.json",
     log:
         "<logs>/{sweep}/sweep.log",
+    localrule: True  # a second of work
     params:
         table=table_digest,
         fixed=canonical(chosen.fixed),

@@ -9,7 +9,8 @@ from snakemake.exceptions import WorkflowError
 from gradlab.command_line import placement_flags
 from gradlab.explain import validate
 from gradlab.identity import EVALUATION_MEANING, MEANING
-from gradlab.packs import plan, waiting
+from gradlab.pack_size import Machine, Sizing, measured
+from gradlab.packs import alike, plan, waiting
 from gradlab.store import canonical, digest, read_json, write_json
 from gradlab.sweep import load, load_base
 from gradlab.sweep_file import WorkflowConfig
@@ -96,20 +97,6 @@ def noted(wildcards, threads):
 
 def threads_of(wildcards):
     return run_of(wildcards).config.placement.threads
-
-
-def site(name):
-    """What a cluster's profile says to all jobs under `default-resources`; None on one machine."""
-    found = workflow.resource_settings.default_resources
-    return found[name].raw if found is not None and name in found else None
-
-
-def gres(wildcards):
-    """Slurm's name for the job's GPU slots, as `gpu_gres` of profiles/slurm asks for them; None: none."""
-    kind, slots = site("gpu_gres"), gpu_slots(wildcards)
-    if kind in (None, "none") or not slots:
-        return None
-    return f"{kind}:1" if kind.split(":")[0] == "gpu" else f"{kind}:{slots * int(site('gres_per_slot') or 1)}"
 
 
 def table_digest(wildcards):

@@ -16,6 +16,7 @@ rule eval_run:
     resources:
         gpu_slots=gpu_slots,
         gres=gres,
+        mem_mb=mem_mb,
     params:
         spec=evaluation_spec,
         meaning=EVALUATION_MEANING,

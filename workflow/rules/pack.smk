@@ -20,12 +20,28 @@ def packs_of(sweep):
     return plans[sweep]
 
 
+def machine():
+    cores = workflow.resource_settings.cores or 1
+    return Machine(cores, tuple(gpu.memory_mib for gpu in capacity().gpus), cluster())
+
+
+def fits_a_gpu(runs):
+    here, base = capacity(), base_of(runs[0].base) if runs[0].base else None
+    demand = readable(here.demand, [run.config for run in runs], base)
+    return here.on_gpus is None or demand <= per_gpu(here.on_gpus, len(here.gpus))
+
+
 def planned_packs(sweep):
-    work, runs_folder = Path("work") / sweep, Path(chosen.results) / sweep / "runs"
-    size = sweep_of(sweep).config.pack if chosen.pack is None else chosen.pack
-    if size == 1:
+    asked = sweep_of(sweep).config.pack if chosen.pack is None else chosen.pack
+    if asked == 1:
         return {}
-    return plan((run for run in runs_asked(sweep) if waiting(run, runs_folder / run.id, work)), size, work)
+    work, results = Path("work") / sweep, Path(chosen.results) / sweep
+    known = readable(measured, results / "calibration.json", machine())
+    size = Sizing(asked, machine(), known, lambda run: base_of(run.base) if run.base else None, fits_a_gpu)
+    packs = {}
+    for group in alike(run for run in runs_asked(sweep) if waiting(run, results / "runs" / run.id, work)):
+        packs |= plan(group, size(group), work)
+    return packs
 
 
 def written_packs(sweep):
@@ -40,6 +56,10 @@ def write_plans():
     for sweep, packs in plans.items():
         if packs:
             write_json(f"work/{sweep}/packs.json", {k: {run.id: run.spec for run in v} for k, v in packs.items()})
+            print(
+                f"sweep {sweep}: {sum(map(len, packs.values()))} runs train in {len(packs)} packs",
+                file=sys.stderr,
+            )
 
 
 @functools.cache
@@ -95,6 +115,8 @@ rule pack:
     threads: pack_threads
     resources:
         gpu_slots=pack_slots,
+        gres=pack_gres,
+        mem_mb=pack_mem_mb,
     params:
         placement=pack_placement,
         size=pack_size,

@@ -34,6 +34,7 @@ rule index:
         "<results>/index.html",
     log:
         "<logs>/index.log",
+    localrule: True
     params:
         results=subpath(output[0], parent=True),
     message:

@@ -19,6 +19,7 @@ rule train:
     resources:
         gpu_slots=gpu_slots,
         gres=gres,
+        mem_mb=mem_mb,
     params:
         spec=run_spec,
         noted=noted,

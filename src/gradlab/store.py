@@ -142,10 +142,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 def writer_lock(folder: str | Path) -> Iterator[None]:
     """Hold `folder` for this process; the kernel lets go on any death.
 
-    Raises RuntimeError if another process holds it (a second Snakemake call, an orphan trainer).
+    Raises RuntimeError if another process holds it (a second Snakemake call, an orphan trainer), and where a lock
+    would not keep others out: a file system without locks, or inside a Slurm job one that keeps them to its node.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    mend = "Put the folder `work` on a file system with cluster-wide locks (docs/scaling.md)."
+    if "SLURM_JOB_ID" in os.environ and (option := node_local_locks(folder, Path("/proc/self/mountinfo").read_text())):
+        raise RuntimeError(f"{folder}: expected locks that all nodes see; found it mounted with {option}. {mend}")
     with open(folder / ".lock", "a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +159,24 @@ def writer_lock(folder: str | Path) -> Iterator[None]:
                 f"{folder}: expected no other writer; found process {handle.read().strip()}. "
                 "Wait for it to end or stop it, then run the same command again."
             ) from None
+        except OSError as error:  # no lock service (ENOLCK), no locks at all (ENOSYS)
+            raise RuntimeError(f"{folder}: expected a file system with locks; found: {error}. {mend}") from error
         handle.truncate(0)
         handle.write(f"{os.getpid()} on {platform.node()}")
         handle.flush()
         yield
+
+
+def node_local_locks(path: Path, mounts: str) -> str | None:
+    """The mount option that keeps flock on `path` to one node, of NFS or Lustre; None: no such option.
+
+    `mounts` is the text of /proc/self/mountinfo. What says nothing there is not known to be shared.
+    """
+    found, options = "", ""
+    for line in mounts.splitlines():
+        before, after = line.split(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        if path.resolve().is_relative_to(point) and len(point) >= len(found):  # of two on one point the later is seen
+            found, options = point, ",".join((before.split()[5], after.split()[-1]))
+    local = {"local_lock=all", "local_lock=flock", "localflock"}
+    return next((option for option in options.split(",") if option in local), None)

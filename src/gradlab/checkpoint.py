@@ -56,8 +56,8 @@ def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def steps(folder: Path, stamp: str) -> set[int]:
-    """The steps at which a run of this stamp can go on; 0, from the start, always."""
-    return {0} | {step for step, path in _files(folder).items() if _meta(path)["stamp"] == stamp}
+    """The steps at which a run of this stamp can go on; only if there is none, 0: from the start."""
+    return {step for step, path in _files(folder).items() if _meta(path)["stamp"] == stamp} or {0}
 
 
 def load(folder: Path, step: int) -> Checkpoint:

@@ -102,7 +102,7 @@ class Trainer:
         """Go on at the newest step that all runs have a checkpoint of, or begin."""
         runs = [folder.name for folder in self.work]
         together = [checkpoint.steps(folder, stamp) for folder, stamp in zip(self.work, self.stamps, strict=True)]
-        self.next_step = max(set.intersection(*together))
+        self.next_step = max(set.intersection(*together), default=0)
         self.histories: list[list[dict[str, Any]]] = [[] for _ in runs]
         self.logs = []
         saved = [checkpoint.load(folder, self.next_step) if self.next_step else None for folder in self.work]
@@ -123,6 +123,8 @@ class Trainer:
         total = self.shape.steps
         # A terminal gets a live bar; a log file gets a line now and then.
         interval = 0.5 if sys.stderr.isatty() else 15.0
+        if self.next_step == 0 and len(self.configs) > 1:
+            self.save()  # killed between the files of the next checkpoint, all have this step in common
         for step in tqdm(range(self.next_step, total), initial=self.next_step, total=total, mininterval=interval):
             self.step(step)
             self.next_step = step + 1

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gradlab.config import RunConfig
 from gradlab.store import digest
 from gradlab.sweep import Run
+
+T = TypeVar("T")
 
 
 def shared(config: RunConfig) -> dict[str, Any]:
@@ -33,22 +35,49 @@ def shared(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def shape_name(config: RunConfig) -> str:
+    """One name for runs that may share a pack."""
+    return digest(repr((shared(config), config.placement)))
+
+
+def alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs, grouped by what may share a pack."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(shape_name(run.config), []).append(run)
+    return list(groups.values())
+
+
 def plan(runs: Iterable[Run], size: int, work: Path) -> dict[str, list[Run]]:
     """Packs of two to `size` runs, by name, of those `runs` that `waiting` says still need training.
 
-    Runs that were interrupted at different steps are never packed together. Packs are as even as can be, in the
+    Runs that were interrupted at different steps are not packed together. Packs are as even as can be, in the
     order of the sweep.
     """
-    alike: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.config.adapter.kind != "full" and size > 1:
-            alike.setdefault(_key(run, work), []).append(run)
     packs = {}
-    for group in alike.values():
-        for members in _even(group, size):
-            if len(members) > 1:
-                packs[_name(members, work)] = members
+    for same in alike(run for run in runs if run.config.adapter.kind != "full" and size > 1):
+        for group in level((run, _checkpoints(work / run.id)) for run in same):
+            for members in _even(group, size):
+                if len(members) > 1:
+                    packs[_name(members, work)] = list(members)
     return packs
+
+
+def level(runs: Iterable[tuple[T, set[int]]]) -> list[list[T]]:
+    """Groups of runs that can go on together, those that got furthest first: a step is in all their sets.
+
+    A pack that was killed while it wrote or removed checkpoints has several of a run, and is one group again.
+    """
+    groups: list[tuple[list[T], set[int]]] = []
+    for run, steps in runs:
+        for members, common in groups:
+            if common & steps:
+                members.append(run)
+                common &= steps
+                break
+        else:
+            groups.append(([run], set(steps)))
+    return [members for members, _ in sorted(groups, key=lambda group: -max(group[1]))]
 
 
 def waiting(run: Run, run_dir: Path, work: Path) -> bool:
@@ -56,9 +85,8 @@ def waiting(run: Run, run_dir: Path, work: Path) -> bool:
     return not (run_dir / "config.json").is_file() and not (work / run.id / "finished").is_dir()
 
 
-def _key(run: Run, work: Path) -> str:
-    checkpoints = [int(path.stem.rpartition("-")[2]) for path in (work / run.id).glob("checkpoint-*.safetensors")]
-    return repr((shared(run.config), run.config.placement, max(checkpoints, default=0)))
+def _checkpoints(folder: Path) -> set[int]:
+    return {int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint-*.safetensors")} or {0}
 
 
 def _even(group: Sequence[Run], size: int) -> Iterable[Sequence[Run]]:

@@ -81,8 +81,11 @@ def remove_files(paths: Iterable[Path]) -> None:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; only for the one process that may write there."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what killed writers left in `folder`; only for the one process that may write there.
+
+    `.tmp*` is what safetensors writes to first.
+    """
+    for path in {*folder.glob(".*.tmp"), *folder.glob(".tmp*")}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -13,6 +13,7 @@ from gradlab import checkpoint, models
 from gradlab.config import RunConfig
 from gradlab.engine import RunFailed, Trainer, TrainingDiverged
 from gradlab.outcome import RunOutcome
+from gradlab.packs import level
 from gradlab.provenance import provenance
 from gradlab.staging import publish, stage, staged, stamp
 from gradlab.stopping import stop_requested
@@ -60,7 +61,7 @@ def _train(configs: Sequence[RunConfig], folders: Sequence[Path], bases: str | P
     failures = []
     with stop_requested() as stop:
         while left:
-            together = _level(left)
+            together = level((folder, checkpoint.steps(folder, own)) for folder, (_, own) in left.items())[0]
             ended, failure = _round({folder: left[folder] for folder in together}, bases, stop)
             failures += [failure] if failure else []
             left = {folder: run for folder, run in left.items() if folder not in ended}
@@ -84,16 +85,6 @@ def _round(
     for r in range(len(folders)):
         _stage(trainer, r, None)
     return folders, None
-
-
-def _level(left: Mapping[Path, tuple[RunConfig, str]]) -> list[Path]:
-    """Runs that can take their next step together: those that got furthest first."""
-    steps = {folder: checkpoint.steps(folder, own) for folder, (_, own) in left.items()}
-    common = max(set.intersection(*steps.values()))
-    if common or all(own == {0} for own in steps.values()):
-        return list(left)
-    furthest = max(max(own) for own in steps.values())
-    return [folder for folder, own in steps.items() if max(own) == furthest]
 
 
 def _stage(trainer: Trainer, r: int, reason: str | None) -> None:

@@ -11,10 +11,10 @@ from gradlab import store
 from gradlab.store import node_local_locks, writer_lock
 
 MOUNTS = """\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 22 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2,hard,local_lock=none,addr=10.0.0.1
 31 30 0:41 / /home/old rw,relatime shared:3 - nfs server:/old rw,vers=3,nolock,local_lock=all,addr=10.0.0.1
 32 22 0:42 / /my\\040scratch rw,relatime shared:4 - lustre mgs@tcp:/scratch rw,localflock,lazystatfs
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 33 22 0:43 / /over rw - nfs server:/a rw,local_lock=all
 34 33 0:44 / /over rw - nfs4 server:/b rw,local_lock=none
 """

@@ -29,10 +29,11 @@ if [ "$1" = -d ]; then
     exit 0
 fi
 read command rest
-if ! [ -e "$control" ] || ! kill -0 "$(cat "$control")" 2> /dev/null; then
-    echo "Cannot find MPS control daemon process"
-    exit 1
-fi
+state=
+if [ -e "$control" ]; then state=$(cut -d " " -f 3 "/proc/$(cat "$control")/stat" 2> /dev/null); fi
+case "$state" in
+    "" | Z) echo "Cannot find MPS control daemon process"; exit 1 ;; # a killed one stays a zombie without an init
+esac
 case "$command" in
     get_server_list) if [ "$FAKE_MPS" != deaf ]; then echo 4242; fi ;;
     get_client_list) ls "$CUDA_MPS_PIPE_DIRECTORY/clients" ;;

@@ -1,44 +1,46 @@
-"""A pack of 8 runs in one process against 8 trainers one after another in one process.
+"""Throughput against pack size: R runs in one process, over the same runs one after another in one process.
 
-    python benchmarks/packs.py [--rounds 6]
+    python benchmarks/packs.py [--rounds 8]
 
-Two shapes: 32 rows of 160 tokens, where arithmetic counts, and 2 rows of 32, where overhead does. No row
-ends early. The runs differ in seed and learning rate, as in a sweep.
+Shapes from 2 rows of 32 tokens, where overhead counts, to 32 rows of 160, where arithmetic does. No row ends early.
+The runs differ in seed and learning rate, as in a sweep. Start-up is left out; `startup` in docs/scaling.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
 
-RUNS = 8
+SHAPES = [(2, 2, 8, 24), (4, 4, 8, 24), (8, 8, 8, 24), (16, 8, 8, 24), (8, 8, 32, 128), (32, 16, 32, 128)]
+"""Rows, generations, prompt tokens, new tokens."""
 
 
-def compare(rows: int, generations: int, prompt_tokens: int, new_tokens: int, rounds: int) -> list[str]:
+def curve(shape: tuple[int, int, int, int], sizes: Sequence[int], rounds: int) -> list[str]:
+    rows, generations, prompt_tokens, new_tokens = shape
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = common.write_prompts(folder, tokens=prompt_tokens)
-        shape = {"batch_size": rows, "num_generations": generations, "max_new_tokens": new_tokens}
+        rollout = {"batch_size": rows, "num_generations": generations, "max_new_tokens": new_tokens}
         configs: list[Any] = [
-            common.run_config(files, rollout=shape, seed=seed, optimizer={"lr": 1e-4 * (1 + seed)})
-            for seed in range(RUNS)
+            common.run_config(files, rollout=rollout, seed=seed, optimizer={"lr": 1e-4 * (1 + seed)})
+            for seed in range(max(sizes))
         ]
-        pack = common.stepper(common.trainer(configs, folder, common.policy(0.0)))
-        alone = [common.stepper(common.trainer([c], folder, common.policy(0.0))) for c in configs]
-        seconds = common.interleaved({"alone": lambda: sum(step() for step in alone), "pack": pack}, rounds)
-    ratio = common.ratios(seconds["alone"], seconds["pack"])
-    name = f"{rows} x {prompt_tokens + new_tokens}"
-    return [name, f"{median(seconds['alone']):.3f}", f"{median(seconds['pack']):.3f}", common.spread(ratio)]
+        packs = {str(n): common.stepper(common.trainer(configs[:n], folder, common.policy(0.0))) for n in [1, *sizes]}
+        seconds = common.interleaved(packs, rounds)
+    found = [common.spread([n * r for r in common.ratios(seconds["1"], seconds[str(n)])]) for n in sizes]
+    return [f"{rows} x {prompt_tokens + new_tokens}", f"{1e3 * median(seconds['1']):.0f}", *found]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="steps of all runs timed on each side")
+    parser.add_argument("--rounds", type=int, default=8, help="steps timed of each pack")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8, 16], help="pack sizes")
     arguments = parser.parse_args()
-    rows = [compare(32, 16, 32, 128, arguments.rounds), compare(2, 2, 8, 24, 4 * arguments.rounds)]
-    print(common.table(["rows x tokens", f"{RUNS} alone s", f"pack of {RUNS} s", "alone / pack"], rows))
+    rows = [curve(shape, arguments.sizes, arguments.rounds) for shape in SHAPES]
+    print(common.table(["rows x tokens", "alone ms", *(f"pack of {n}" for n in arguments.sizes)], rows))

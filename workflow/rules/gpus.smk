@@ -1,5 +1,5 @@
 # GPU slots: what a job asks of the resource `gpu_slots`, how they are shared out among this machine's GPUs, and MPS.
-from gradlab.devices import gpus, runtime_folder
+from gradlab.devices import gpus, per_gpu, runtime_folder
 from gradlab.gpu_slots import Capacity
 from gradlab.mps import Mps
 

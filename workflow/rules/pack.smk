@@ -38,10 +38,7 @@ def planned_packs(sweep):
     work, results = Path("work") / sweep, Path(chosen.results) / sweep
     known = readable(measured, results / "calibration.json", machine())
     size = Sizing(asked, machine(), known, lambda run: base_of(run.base) if run.base else None, fits_a_gpu)
-    packs = {}
-    for group in alike(run for run in runs_asked(sweep) if waiting(run, results / "runs" / run.id, work)):
-        packs |= plan(group, size(group), work)
-    return packs
+    return plan_sweep(runs_asked(sweep), size, results, work)
 
 
 def written_packs(sweep):

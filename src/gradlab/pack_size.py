@@ -1,0 +1,113 @@
+"""How many runs of a shape share a process: what was asked, what was measured here, or a rule of thumb. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gradlab.config import BaseConfig
+from gradlab.packs import alike, plan, shape_name, waiting
+from gradlab.shapes import shape_of
+from gradlab.store import read_json
+from gradlab.sweep import Run
+
+OVERHEAD_BOUND = {"cpu": 2e7, "gpu": 1e9}
+"""Rows of a step times parameters, up to which a step costs more in overhead than in arithmetic. On one core of a CPU
+packs gain 1.4 and more up to 1e7, 1.25 at 2e7, 1.1 at 4e7 (benchmarks/RESULTS.md); on a GPU it was not measured."""
+
+LARGEST = {"cpu": 8, "gpu": 64}
+"""Of the rule of thumb. On a CPU 16 gain nothing over 8."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where jobs run: the call's cores, the memory in MiB of each GPU here, or a cluster whose GPUs are not known."""
+
+    cores: int
+    gpus: tuple[int | None, ...] = ()
+    cluster: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "gpu" if self.gpus or self.cluster else "cpu"
+
+    def description(self) -> dict[str, Any]:
+        """What a measurement is tied to: other processors, or other GPUs, measure anew."""
+        return {"cpu": _processor(), "cpus": os.cpu_count(), "gpus": list(self.gpus)}
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The most runs of one shape in a process.
+
+    asked       `pack` of the sweep or the call
+    measured    by `shape_name`, of this machine (scripts/calibrate.py)
+    base        the model made here that a run starts from
+    fits        whether runs fit on one GPU together
+    """
+
+    asked: int | Literal["auto"]
+    machine: Machine
+    measured: Mapping[str, int]
+    base: Callable[[Run], BaseConfig | None]
+    fits: Callable[[Sequence[Run]], bool]
+
+    def __call__(self, group: Sequence[Run]) -> int:
+        """1 for a shape that gains nothing. `auto` leaves no core and no GPU without a pack."""
+        best = self.measured.get(shape_name(group[0].config))
+        if best is None:
+            best = LARGEST[self.machine.kind] if self.overhead_bound(group[0]) else 1
+        if self.asked != "auto":
+            return self.asked if best > 1 else 1
+        at_once = len(self.machine.gpus) or max(1, self.machine.cores // group[0].config.placement.threads)
+        size = min(best, math.ceil(len(group) / at_once))
+        while size > 1 and not self.fits(group[:size]):
+            size -= 1
+        return size
+
+    def overhead_bound(self, run: Run) -> bool:
+        """By the rule of thumb. A model whose size nothing tells counts as large."""
+        try:
+            parameters = shape_of(run.config.model, self.base(run)).parameters
+        except ValueError:
+            return False
+        return run.config.rollout.batch_size * parameters <= OVERHEAD_BOUND[self.machine.kind]
+
+
+def measured(path: Path, machine: Machine) -> dict[str, int]:
+    """The sizes that `scripts/calibrate.py` suggested, if it ran on this machine."""
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    return (
+        {shape["shape"]: shape["pack"] for shape in found["shapes"]}
+        if found["machine"] == machine.description()
+        else {}
+    )
+
+
+def plan_sweep(runs: Iterable[Run], size: Sizing, results: Path, work: Path) -> dict[str, list[Run]]:
+    """Packs of those `runs` that still need training, by name. `results`, `work`: the sweep's folders."""
+    packs: dict[str, list[Run]] = {}
+    for group in alike(run for run in runs if waiting(run, results / "runs" / run.id, work)):
+        packs |= plan(group, size(group), work)
+    return packs
+
+
+def suggest(runs_per_second: Mapping[int, float]) -> int:
+    """The smallest pack within a tenth of the fastest, if that gains at least a tenth; else 1."""
+    best = max(runs_per_second.values())
+    if best < 1.1 * runs_per_second[1]:
+        return 1
+    return min(size for size, speed in runs_per_second.items() if speed >= 0.9 * best)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"

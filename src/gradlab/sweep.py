@@ -64,12 +64,20 @@ def load(
     if not path.is_file():
         raise ValueError(unknown("sweeps", name, sorted(p.stem for p in path.parent.glob("*.yaml"))))
     try:
-        if name == "base" or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ValueError("expected letters, digits, _ and -, and not `base`, which holds models. Rename the file.")
+        check_name(name)
         sweep = override(validate(SweepConfig, read_yaml(path)), fixed or {}, grid or {})
         return Sweep(name, sweep, {run.id: run for run in expand(sweep, Path(folder) / "bases")})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for what no sweep may be called: it is a folder, and part of a wildcard."""
+    if name == "base" or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(
+            f"name of a sweep: expected letters, digits, _ and -, and not `base`, which holds models; found {name!r}. "
+            "Rename it."
+        )
 
 
 def load_base(name: str, base_dir: str | Path = "config/bases") -> BaseConfig:

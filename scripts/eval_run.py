@@ -15,6 +15,7 @@ from gradlab.config import EvaluationConfig
 from gradlab.devices import bound
 from gradlab.explain import validate
 from gradlab.outcome import read_config, read_outcome, write_failed_evaluation
+from gradlab.staged_evaluation import fetch
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
         "--evaluation", type=mapping, help="JSON of the evaluation (default: that of the run's config.json)"
     )
     parser.add_argument("--bases", type=Path, help="folder of the models made here (default: RUN_DIR/../../../base)")
+    parser.add_argument("--work", type=Path, help="folder where a pack may have left the evaluation")
     add_placement(parser)
     arguments = parser.parse_args()
     config, outcome = read_config(arguments.run_dir), read_outcome(arguments.run_dir)
@@ -35,6 +37,8 @@ def main() -> None:
     if not outcome.finished:
         write_failed_evaluation(arguments.run_dir, outcome)
         print(f"not evaluated: {arguments.run_dir.name} diverged after {outcome.steps_done} steps: {outcome.reason}")
+        return
+    if arguments.work and fetch(config, arguments.run_dir, arguments.work, bases):
         return
 
     with bound(config.placement):

@@ -6,6 +6,7 @@ Both models draw with the same random numbers for the same prompt, so that diffe
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -22,8 +23,9 @@ from gradlab.objectives.base import Objective, build
 from gradlab.records import OUTCOMES, completion_row
 from gradlab.rollout import sample, uniforms
 from gradlab.scoring import score
+from gradlab.staged_evaluation import FOLDER, stamp
 from gradlab.statistics import bootstrap_difference, bootstrap_mean
-from gradlab.store import read_jsonl, write_json, write_jsonl
+from gradlab.store import atomic_folder, canonical, read_jsonl, write_json, write_jsonl, write_text
 from gradlab.types import Example, Scores
 
 NOISE = 1  # purpose of the evaluation's random numbers: never those of training
@@ -36,6 +38,31 @@ def evaluate(config: RunConfig, run_dir: str | Path, bases: str | Path) -> dict[
     Raises ValueError when the adapter does not fit the configuration or a held-out prompt was trained on.
     """
     run_dir = Path(run_dir)
+    return _evaluate(config, run_dir, run_dir, bases, {})
+
+
+def evaluate_pack(runs: Mapping[Path, RunConfig], bases: str | Path) -> list[ValueError]:
+    """Evaluate the runs staged in the work folders `runs`, for their own jobs to fetch (`staged_evaluation`).
+
+    The base is sampled once for all runs that ask the same of it. A run that can not be evaluated is left to its own
+    job; the errors are returned.
+    """
+    seen: dict[str, _Completions] = {}
+    errors = []
+    for work, config in runs.items():
+        try:
+            with atomic_folder(work / FOLDER) as folder:
+                _evaluate(config, work / "finished", folder, bases, seen)
+                write_text(folder / "stamp", stamp(config, work / "finished", bases))
+        except ValueError as error:
+            errors.append(error)
+    return errors
+
+
+def _evaluate(
+    config: RunConfig, run_dir: Path, out: Path, bases: str | Path, seen: dict[str, _Completions]
+) -> dict[str, Any]:
+    """`run_dir` holds adapter and metrics, `out` receives the files, `seen` keeps what the bases said."""
     torch.set_num_threads(config.placement.threads)
     lm = models.load(config.model, bases, config.placement.device)
     heldout = data.load_split(config.data.heldout)
@@ -45,14 +72,23 @@ def evaluate(config: RunConfig, run_dir: str | Path, bases: str | Path) -> dict[
     objectives = {label: build(label, o) for label, o in config.enabled_objectives.items()}
 
     adapter = attach(lm, [config.adapter], [config.seed])
-    base = _Completions(adapter, config, examples, objectives)  # a fresh adapter changes nothing
+    asked = _asked_of_the_base(config)
+    if asked not in seen:
+        seen[asked] = _Completions(adapter, config, examples, objectives)  # a fresh adapter changes nothing
+    base = seen[asked]
     adapter.load(0, run_dir / "adapter")
     policy = _Completions(adapter, config, examples, objectives)
 
     result = _summary(config, objectives, policy, base, read_jsonl(run_dir / "metrics.jsonl"))
-    write_jsonl(run_dir / "eval_samples.jsonl", [*policy.rows("policy", objectives), *base.rows("base", objectives)])
-    write_json(run_dir / "eval.json", result)
+    write_jsonl(out / "eval_samples.jsonl", [*policy.rows("policy", objectives), *base.rows("base", objectives)])
+    write_json(out / "eval.json", result)
     return result
+
+
+def _asked_of_the_base(config: RunConfig) -> str:
+    """All that its completions and their scores depend on."""
+    kept = {"model", "objectives", "data", "rollout", "evaluation"}
+    return canonical(config.model_dump(mode="json", include=kept, exclude={"evaluation": {"bootstrap"}}))
 
 
 class _Completions:

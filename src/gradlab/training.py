@@ -12,12 +12,13 @@ import torch
 from gradlab import checkpoint, models
 from gradlab.config import RunConfig
 from gradlab.engine import RunFailed, Trainer, TrainingDiverged
+from gradlab.evaluate import evaluate_pack
 from gradlab.outcome import RunOutcome
 from gradlab.packs import level
 from gradlab.provenance import provenance
 from gradlab.staging import publish, stage, staged, stamp
 from gradlab.stopping import stop_requested
-from gradlab.store import clear_temporaries, digest, read_jsonl, writer_lock
+from gradlab.store import clear_temporaries, digest, read_json, read_jsonl, writer_lock
 
 
 def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
@@ -36,17 +37,19 @@ def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str |
 
 
 def train_pack(configs: Mapping[str, RunConfig], work: Path, bases: str | Path) -> list[Exception]:
-    """Train runs together and leave each in `work/<run>/finished` for its own job to publish.
+    """Train and evaluate runs together and leave each in `work/<run>` for its own jobs to publish.
 
-    What can not be trained here, alone or at all, is left to the runs' own jobs, which will say why; the errors
-    are returned. Raises RuntimeError when another process holds a run, Stopped as `train` does.
+    What can not be done here, alone or at all, is left to the runs' own jobs, which will say why; the errors are
+    returned. Raises RuntimeError when another process holds a run, Stopped as `train` does.
     """
     folders = [work / run for run in configs]
     with contextlib.ExitStack() as locks:
         for folder in folders:
             locks.enter_context(writer_lock(folder))
         try:
-            return [*_train(list(configs.values()), folders, bases)]
+            failures = _train(list(configs.values()), folders, bases)
+            ended = {work / run: config for run, config in configs.items() if _finished(work / run)}
+            return [*failures, *evaluate_pack(ended, bases)]
         except ValueError as error:  # one run's prompts, an adapter's targets, the gate
             return [error]
 
@@ -105,6 +108,11 @@ def _stage(trainer: Trainer, r: int, reason: str | None) -> None:
     with stage(work, trainer.stamps[r], outcome.model_dump(), origin) as folder:
         log.publish(folder)
         trainer.adapter.save(r, folder / "adapter")
+
+
+def _finished(work: Path) -> bool:
+    path = work / "finished" / "outcome.json"
+    return path.is_file() and RunOutcome.model_validate(read_json(path)).finished
 
 
 def _pack(history: list[dict[str, Any]]) -> list[dict[str, Any]] | None:

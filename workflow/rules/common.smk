@@ -79,8 +79,12 @@ def run_spec(wildcards):
     return run_of(wildcards).spec
 
 
+def evaluation_of(run):
+    return canonical(run.config.evaluation.model_dump(mode="json", exclude_defaults=True))
+
+
 def evaluation_spec(wildcards):
-    return canonical(run_of(wildcards).config.evaluation.model_dump(mode="json", exclude_defaults=True))
+    return evaluation_of(run_of(wildcards))
 
 
 def placement(wildcards, threads):

@@ -25,4 +25,5 @@ rule eval_run:
     message:
         "evaluate {wildcards.run} (sweep {wildcards.sweep})"
     shell:
-        "exec python scripts/eval_run.py {params.run_dir} --evaluation {params.spec:q} {params.placement} > {log} 2>&1"
+        "exec python scripts/eval_run.py {params.run_dir} --evaluation {params.spec:q}"
+        " --work work/{wildcards.sweep}/{wildcards.run} {params.placement} > {log} 2>&1"

@@ -48,11 +48,15 @@ def written_packs(sweep):
     return {name: [sweep_of(sweep)[run] for run in runs] for name, runs in written.items()}
 
 
+def specs(runs):
+    return {run.id: {"spec": run.spec, "evaluation": evaluation_of(run)} for run in runs}
+
+
 def write_plans():
     """For those jobs and for `train_pack.py`: which runs each pack holds, with their specifications."""
     for sweep, packs in plans.items():
         if packs:
-            write_json(f"work/{sweep}/packs.json", {k: {run.id: run.spec for run in v} for k, v in packs.items()})
+            write_json(f"work/{sweep}/packs.json", {name: specs(runs) for name, runs in packs.items()})
             print(
                 f"sweep {sweep}: {sum(map(len, packs.values()))} runs train in {len(packs)} packs",
                 file=sys.stderr,

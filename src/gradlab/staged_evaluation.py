@@ -1,0 +1,43 @@
+"""An evaluation that a pack made while it held the model, kept for the run's own job to fetch. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from gradlab.bases import resolve
+from gradlab.config import RunConfig
+from gradlab.identity import EVALUATION_MEANING
+from gradlab.store import atomic, canonical, remove_folder, writer_lock
+
+FOLDER = "evaluated"
+FILES = ("eval_samples.jsonl", "eval.json")
+
+
+def stamp(config: RunConfig, run_dir: Path, bases: str | Path) -> str:
+    """What is evaluated: the configuration, and the content of the adapter, of the prompts and of the base."""
+    files = [Path(path) for path in (*config.data.heldout, *config.data.train)]
+    if config.model.id.startswith("base/"):
+        files.append(Path(resolve(config.model.id, bases)) / "model.safetensors")
+    digests = [_digest(path) for path in [*files, *sorted((run_dir / "adapter").iterdir())]]
+    run = config.model_dump(mode="json", exclude={"placement"})
+    return canonical({"run": run, "meaning": EVALUATION_MEANING, "files": digests})
+
+
+def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bool:
+    """Copy the evaluation into the run's folder if this very one was made; False: it has to be made."""
+    waiting = work / FOLDER
+    with writer_lock(work):
+        if not (waiting / "stamp").is_file():
+            return False
+        same = (waiting / "stamp").read_text(encoding="utf-8") == stamp(config, run_dir, bases)
+        for name in FILES if same else ():
+            with atomic(run_dir / name) as temporary:
+                shutil.copyfile(waiting / name, temporary)
+        remove_folder(waiting)
+    return same
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

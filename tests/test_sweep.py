@@ -283,7 +283,7 @@ def test_unreadable_files_are_named(project):
     with pytest.raises(ValueError, match=r"test.yaml: expected a mapping"):
         load("test")
     path.rename(path.with_name("base.yaml"))
-    with pytest.raises(ValueError, match=r"base.yaml: expected letters"):
+    with pytest.raises(ValueError, match=r"base.yaml: name of a sweep: expected letters"):
         load("base")
 
 

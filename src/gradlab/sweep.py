@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def expand(sweep: SweepConfig, base_dir: str | Path = "config/bases") -> list[Ru
     Raises ValueError naming parameter, expected, found and mend.
     """
     check_keys(sweep)
+    base_of = functools.cache(lambda name: load_base(name, base_dir))  # thousands of runs share a few files
     mentioned = {*sweep.grid, *(key for values in sweep.variants.values() for key in values)}
     runs: dict[str, Run] = {}
     for variant, values in sweep.variants.items() or [("", {})]:
@@ -107,7 +109,7 @@ def expand(sweep: SweepConfig, base_dir: str | Path = "config/bases") -> list[Ru
             chosen = {**values, **dict(zip(sweep.grid, point, strict=True))}
             try:
                 config = validate(RunConfig, nest({**sweep.fixed, **chosen}))
-                spec = _check(config, base_dir)
+                spec = _check(config, base_of)
             except ValueError as error:
                 where = ", ".join([variant] * bool(variant) + [f"{key}={value}" for key, value in chosen.items()])
                 raise ValueError(f"{error} (at {where})" if where else str(error)) from None
@@ -126,7 +128,7 @@ def _base_name(config: RunConfig) -> str | None:
     return config.model.id.removeprefix("base/") if config.model.id.startswith("base/") else None
 
 
-def _check(config: RunConfig, base_dir: str | Path) -> str:
+def _check(config: RunConfig, base_of: Callable[[str], BaseConfig]) -> str:
     """The specification of a run whose objectives, base, files and weighting's packages all exist."""
     check_installed(config)
     for key in ("train", "heldout"):
@@ -135,7 +137,7 @@ def _check(config: RunConfig, base_dir: str | Path) -> str:
     if model.startswith(("./", "../", "/")) and not Path(model).is_dir():
         raise ValueError(f"model.id: expected a folder; found nothing at {model!r}. Check the path.")
     base = _base_name(config)
-    return specification(config, load_base(base, base_dir) if base else None)
+    return specification(config, base_of(base) if base else None)
 
 
 def _check_files(key: str, paths: tuple[str, ...]) -> None:

@@ -9,8 +9,7 @@ from gradlab.config import BaseConfig
 from gradlab.devices import per_gpu
 from gradlab.estimate import History, Job, makespan
 from gradlab.gpu_slots import Capacity
-from gradlab.pack_size import Machine, Sizing, measured
-from gradlab.packs import alike, plan, waiting
+from gradlab.pack_size import Machine, Sizing, measured, plan_sweep
 from gradlab.progress import Folders, Progress
 from gradlab.sweep import Run, Sweep, load_base
 from gradlab.sweep_file import Pack
@@ -69,10 +68,8 @@ def forecast(
     results, work = folders.results / sweep.name, folders.work / sweep.name
     machine = Machine(cores, tuple(gpu.memory_mib for gpu in capacity.gpus), capacity.cluster)
     size = Sizing(pack, machine, measured(results / "calibration.json", machine), base_of, fits)
-    left = [run for run in sweep.runs.values() if waiting(run, results / "runs" / run.id, work)]
-    together: dict[str, list[Run]] = {}
-    for group in alike(left) if pack != 1 else ():
-        together |= {run.id: members for members in plan(group, size(group), work).values() for run in members}
+    packs = plan_sweep(sweep.runs.values(), size, results, work) if pack != 1 else {}
+    together = {run.id: members for members in packs.values() for run in members}
 
     planned, training, evaluating, unknown, evaluated = [], [], [], 0, True
     for run in sweep.runs.values():

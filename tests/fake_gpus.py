@@ -77,7 +77,7 @@ def install(folder: Path, mps: bool = True) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(DRIVER)
     return {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
         "FAKE_GPUS": TWO,
         "FAKE_MPS_LOG": str(folder / "mps.log"),
         "TMPDIR": str(folder),

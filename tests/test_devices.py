@@ -22,7 +22,7 @@ import os, subprocess, sys
 from gradlab.config import PlacementConfig
 from gradlab.devices import bound
 with bound(PlacementConfig(gpu_slots=int(sys.argv[1]))):
-    child = subprocess.Popen(["sleep", "60"]) if "child" in sys.argv else None
+    child = subprocess.Popen(["sleep", "60"], close_fds=False) if "child" in sys.argv else None
     print(os.environ["CUDA_VISIBLE_DEVICES"], child.pid if child else "", flush=True)
     sys.stdin.read()
 """

@@ -2,6 +2,7 @@
 
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -62,12 +63,17 @@ def job(machine):
         process.communicate()
 
 
+def line(stream):
+    assert select.select([stream], [], [], 30)[0], "nothing said in 30 s"
+    return stream.readline()
+
+
 def test_jobs_spread_wait_and_are_freed_by_any_death(job):
     running = [job(1) for _ in range(4)]
-    places = [process.stdout.readline().split()[0] for process in running]
+    places = [line(process.stdout).split()[0] for process in running]
     assert Counter(places) == {A.uuid: 2, B.uuid: 2}
     late = job(2)
-    assert late.stderr.readline() == "waiting for 2 of the 2 slots of a GPU\n"
+    assert line(late.stderr) == "waiting for 2 of the 2 slots of a GPU\n"
     on_b = [process for process, place in zip(running, places, strict=True) if place == B.uuid]
     on_a = [process for process in running if process not in on_b]
     on_b[0].send_signal(signal.SIGKILL)
@@ -75,18 +81,18 @@ def test_jobs_spread_wait_and_are_freed_by_any_death(job):
     time.sleep(1)
     assert late.poll() is None, "two free slots on different GPUs are not two slots of one"
     on_b[1].send_signal(signal.SIGKILL)
-    assert late.stdout.readline().split() == [B.uuid]
+    assert line(late.stdout).split() == [B.uuid]
 
 
 def test_a_killed_job_takes_its_slots_from_what_it_started(job):
     killed = job(2, "child")
-    _, child = killed.stdout.readline().split()
+    _, child = line(killed.stdout).split()
     killed.kill()
     killed.wait()
     try:
         os.kill(int(child), 0)
         taken = [job(2), job(2)]
-        assert {process.stdout.readline().split()[0] for process in taken} == {A.uuid, B.uuid}
+        assert {line(process.stdout).split()[0] for process in taken} == {A.uuid, B.uuid}
     finally:
         os.kill(int(child), signal.SIGKILL)
 

@@ -94,6 +94,22 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(lab):
     assert sorted(lab.rglob("*")) == before
 
 
+def test_the_plan_counts_packs_and_the_slots_of_all_gpus(lab, tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0, GPU-a, 24000\\n1, GPU-b, 24000\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    few = ("--fixed", "batch_size=8", "--grid", "seed=0,1,2", "--dry-run", "--cores", "3")
+    output = sweep(lab, "--base", "mini", *few, "--per-gpu", "12", "--pack", "3")
+    assert "on 3 cores and 24 GPU slots" in output
+    assert {row["pack"] for row in table(output, "pack")} == {"3"}
+    assert all(int(row["slots"]) >= 1 for row in table(output, "pack"))
+    assert {row["pack"] for row in table(sweep(lab, "--base", "mini", *few), "pack")} == {"1"}
+    too_many = sweep(lab, "--base", "mini", *few, "--fixed", "placement.gpu_slots=13", "--per-gpu", "12", status=1)
+    assert "placement.gpu_slots: expected at most 12" in too_many
+
+
 ONE = ("--base", "mini", "--fixed", "algorithm.name=grpo", "steps=20", "--grid", "seed=1,2", "--name", "mine")
 
 

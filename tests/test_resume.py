@@ -14,30 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from lives import ClockAt, Count, Durable, FullDisk, Kill, NoRights, Signal, Torn, live
+from world import STEPS, config, make_world
 
-from gradlab.config import RunConfig
 from gradlab.identity import specification
+from gradlab.staged_evaluation import FOLDER
 from gradlab.store import read_json, read_jsonl
-
-STEPS = 6
-
-
-def config(**changes) -> RunConfig:
-    values = {
-        "model": {"id": "base/tiny"},
-        "algorithm": {"name": "grpo", "beta": 0.05, "inner_epochs": 2},
-        "objectives": {"exactness": {}, "brevity": {"params": {"target_words": 1, "max_words": 12}}},
-        "data": {"train": ["train.jsonl"], "heldout": ["heldout.jsonl"]},
-        "rollout": {"batch_size": 8, "num_generations": 4, "max_new_tokens": 8},
-        "probe": {"every": 2},
-        "optimizer": {"lr": 0.01, "schedule": "linear"},
-        "steps": STEPS,
-        "logging_steps": 3,
-    }
-    return RunConfig.model_validate({**values, **changes})
-
 
 # What a run remembers between steps: baselines, a weighting's memory, moments; ranks that a pack pads.
 RUNS = {
@@ -45,22 +27,8 @@ RUNS = {
     "b": config(adapter={"rank": 2}, algorithm={"name": "reinforce", "inner_epochs": 2}, seed=1),
     "c": config(adapter={"rank": 8}, algorithm={"name": "rloo", "inner_epochs": 2}, seed=2),
 }
+EVALUATION = '{"samples_per_prompt": 1, "bootstrap": 100}'
 PLACEMENT = ["--checkpoint-every", "2", "--device", "cpu", "--threads", "1"]
-
-
-def make_world(folder: Path) -> Path:
-    base = folder / "results/base/tiny"
-    tiny.model(std=0.1).save_pretrained(base)
-    tiny.tokenizer().save_pretrained(base)
-    (base / "base.json").write_text("{}")
-    for name, numbers in (("train", range(9)), ("heldout", range(20, 23))):
-        rows = [
-            {"id": f"{name}{n}", "task": "arithmetic", "prompt": f"what is {n} plus 1?", "answer": n + 1}
-            for n in numbers
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "packs.json").write_text(json.dumps({"p": {run: specification(c, None) for run, c in RUNS.items()}}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +44,14 @@ def world(unused, tmp_path):
 
 def train(run: str) -> list[str]:
     folders = ["--run-dir", f"results/s/runs/{run}", "--work", f"work/s/{run}"]
-    return ["train.py", "--spec", specification(RUNS[run], None), *folders, *PLACEMENT]
+    return ["train.py", "--spec", specification(RUNS[run], None), "--evaluation", EVALUATION, *folders, *PLACEMENT]
 
 
 def programs(world: Path, runs: str) -> list[list[str]]:
     """What the workflow would start for these runs: a pack for those not trained yet, and each run's own job."""
     left = [run for run in runs if not (world / f"results/s/runs/{run}/config.json").exists()]
     wait = [run for run in left if not (world / f"work/s/{run}/finished").exists()]
-    plan = {"p": {run: specification(RUNS[run], None) for run in wait}}
+    plan = {"p": {run: {"spec": specification(RUNS[run], None), "evaluation": EVALUATION} for run in wait}}
     (world / "packs.json").write_text(json.dumps(plan))
     pack = [["train_pack.py", "--plan", "packs.json", "--pack", "p", "--work", "work/s", *PLACEMENT]]
     return [*(pack if len(wait) > 1 else []), *map(train, left)]
@@ -108,7 +76,7 @@ def results(world: Path, runs: str) -> dict[str, dict]:
         files["provenance.json"] = read_json(folder / "provenance.json")["pack"]
         found[run] = files
         left = {p.name for p in (world / f"work/s/{run}").iterdir() if not p.name.endswith(".removed.tmp")}
-        assert left == {".lock"}  # but for what was killed while it was removed, after everything else
+        assert left <= {".lock", FOLDER}  # but for what was killed while it was removed, after everything else
     return found
 
 

@@ -52,7 +52,7 @@ def begin_mps():
 
 # What a job learns of the slots. One on a cluster keeps the GPUs it was given.
 if workflow.is_main_process and capacity().on_gpus is not None:
-    os.environ["GRADLAB_GPU_SLOTS"] = str(capacity().on_gpus)
+    os.environ.update(GRADLAB_GPU_SLOTS=str(capacity().on_gpus))
 else:
     os.environ.pop("GRADLAB_GPU_SLOTS", None)
 

@@ -1,9 +1,4 @@
 # Asked for by name only: `snakemake calibrate`. What it writes, `pack: auto` reads.
-def sweep_bases(wildcards):
-    runs = sweep_of(wildcards.sweep).runs.values()
-    return sorted({f"{chosen.results}/base/{run.base}/base.json" for run in runs if run.base})
-
-
 rule calibrate_sweep:
     input:
         bases=sweep_bases,

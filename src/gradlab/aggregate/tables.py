@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,7 +74,7 @@ class _Table:
         self._own = pa.schema([pa.field(c.name, c.type, metadata={"doc": c.doc}) for c in columns])
         shared = next(iter(parameters.values()))
         self._schema = pa.schema([*self._own, *(pa.field(key, kind) for key, _, kind in shared)])
-        self._waiting: list[pa.Table] = []
+        self._waiting: list[tuple[pa.Table, str, bool]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> _Table:
@@ -93,19 +94,26 @@ class _Table:
         rows = list(rows)
         if not rows:
             return
-        table = pa.Table.from_pylist(rows, schema=self._own)
-        pooled = rows[0].get("n_runs", 1) > 1
-        for key, value, kind in self._parameters[rows[0]["run"] or rows[0]["first_run"]]:
-            value = None if pooled and key == "seed" else value
-            table = table.append_column(pa.field(key, kind), pa.repeat(pa.scalar(value, kind), len(table)))
-        self._waiting.append(table)
-        if sum(map(len, self._waiting)) >= ROW_GROUP:
+        first = rows[0]
+        pooled = first.get("n_runs", 1) > 1
+        self._waiting.append((pa.Table.from_pylist(rows, schema=self._own), first["run"] or first["first_run"], pooled))
+        if sum(len(table) for table, _, _ in self._waiting) >= ROW_GROUP:
             self._write()
 
     def _write(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
-            self._waiting = []
+        """The rows that wait as a group of rows, with their runs' parameters; the seed of several runs is null."""
+        if not self._waiting:
+            return
+        tables, runs, pooled = zip(*self._waiting, strict=True)
+        table = pa.concat_tables(tables).combine_chunks()
+        part_N = pa.array(np.repeat(np.arange(len(tables)), [len(table) for table in tables]))
+        for i, (key, _, kind) in enumerate(self._parameters[runs[0]]):
+            values = [self._parameters[run][i][1] for run in runs]
+            if key == "seed":
+                values = [None if several else value for value, several in zip(values, pooled, strict=True)]
+            table = table.append_column(pa.field(key, kind), pa.array(values, kind).take(part_N))
+        self._writer.write_table(table)
+        self._waiting = []
 
 
 def flatten(config: Row, prefix: str = "") -> Row:

@@ -27,15 +27,18 @@ def pareto(sweep: Sweep) -> Figure | None:
         points = wide[[first, second]].dropna().rename(columns={first: "x", second: "y"})
         means = points.groupby("group", sort=False).mean()
         front = non_dominated(means)
-        rows += _rows(means, i, "mean", front) + _rows(points.droplevel("run"), i, "seed", set())
+        drawn, seeds = means.index.isin(sweep.drawn), points.index.get_level_values("group").isin(sweep.drawn)
+        rows += _rows(means[drawn], i, "mean", front) + _rows(means[~drawn], i, "other", front)
+        rows += _rows(points[seeds].droplevel("run"), i, "seed", set())
         panels.append(_panel(sweep, i, first, second))
     columns = min(3, len(panels))
     chart = alt.concat(*panels, columns=columns, data=TABLE, spacing=36).resolve_scale(color="shared")
     more = f" The first {MOST_PANELS} of {len(pairs)} pairs." if len(pairs) > MOST_PANELS else ""
+    grey = " Means of all groups, those not drawn in colour in grey." if sweep.drawn_text() else ""
     caption = (
         "Mean raw reward on held-out prompts after training. Large: mean over seeds, ringed where no other group is at "
         "least as good in both and better in one; small: each seed. The ring is of the means alone: groups whose seeds "
-        f"overlap are not told apart. {sweep.seeds_text()}.{more}"
+        f"overlap are not told apart. {sweep.seeds_text()}.{grey}{more}"
     )
     return Figure("Objectives against each other", caption, chart, records(pd.DataFrame(rows)))
 
@@ -60,15 +63,18 @@ def _panel(sweep: Sweep, panel: int, first: str, second: str) -> alt.LayerChart 
     base = alt.Chart().transform_filter(f"datum.panel == {panel}")
     scale = alt.Scale(zero=False, padding=12)
     x, y = alt.X("x:Q", title=first, scale=scale), alt.Y("y:Q", title=second, scale=scale)
-    hue = colour("group", sweep.groups, symbol="circle")
+    hue = colour("group", sweep.drawn, symbol="circle")
     tooltip = ["group:N", "kind:N", alt.Tooltip("x:Q", title=first, format=".3f"),
                alt.Tooltip("y:Q", title=second, format=".3f"), "front:N"]  # fmt: skip
     mean = base.transform_filter("datum.kind == 'mean'")
     seeds = base.transform_filter("datum.kind == 'seed'").mark_point(filled=True, size=22, opacity=0.5)
-    rings = mean.transform_filter("datum.front").mark_point(size=210, color=INK, strokeWidth=1.4, opacity=0.8)
-    front = mean.transform_filter("datum.front").mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1)
+    others = base.transform_filter("datum.kind == 'other'").mark_point(filled=True, size=18, opacity=0.6, color=GREY)
+    ringed = base.transform_filter("datum.front")
+    rings = ringed.mark_point(size=210, color=INK, strokeWidth=1.4, opacity=0.8)
+    front = ringed.mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1)
     return alt.layer(
         front.encode(x=x, y=y),
+        others.encode(x=x, y=y, tooltip=tooltip),
         seeds.encode(x=x, y=y, color=hue, tooltip=tooltip),
         rings.encode(x=x, y=y),
         mean.mark_point(filled=True, size=100, opacity=1).encode(x=x, y=y, color=hue, tooltip=tooltip),

@@ -4,7 +4,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check docs
+.PHONY: demo test check docs test-slurm
 
 demo: $(STAMP)
 	$(BIN)/snakemake --cores $(JOBS) --resources gpu_slots=$(JOBS)
@@ -14,6 +14,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The demo through profiles/slurm, on a Slurm of one node that is set up for it (Debian: slurm-wlm and munge; as root).
+# The plugin has a folder of its own: where Slurm's programs are but no controller answers, it delays every Snakemake.
+test-slurm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/slurm --constraint constraints.txt \
+	  snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
+	PYTHONPATH=.venv/slurm $(BIN)/python tests/slurm/run.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ def _measure(pack: Sequence[RunConfig], bases: str | Path, device: torch.device)
             start = time.perf_counter()
             trainer.step(step)  # the numbers it logs wait for the device
             taken.append(time.perf_counter() - start)
-    return taken[1:], _peak_gib(device)
+    return taken[1:], peak_gib(device)
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -65,7 +65,7 @@ def _reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the mark of the most resident memory starts anew
 
 
-def _peak_gib(device: torch.device) -> float:
+def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     return _kib("/proc/self/status", "VmHWM") / 2**20

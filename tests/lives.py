@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -83,7 +84,10 @@ class Torn:
     def __call__(self, folder: Path) -> None:
         def tear(write: Callable[[], None], path: Path) -> None:
             write()
-            os.truncate(path, path.stat().st_size // 2)
+            half = path.stat().st_size // 2
+            shutil.copyfile(path, path.with_name(".tmp9zZ"))  # safetensors writes to such a file first
+            os.truncate(path.with_name(".tmp9zZ"), half)
+            os.truncate(path, half)
             os.kill(os.getpid(), signal.SIGKILL)
 
         at_checkpoint(self.file, tear)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ fixed:
   model.id: base/mini
   objectives: {exactness: {}, brevity: {}}
   data: {train: [data/train.jsonl], heldout: [data/heldout.jsonl]}
+  rollout.batch_size: 8
   placement.threads: 1
   evaluation.samples_per_prompt: 2
 grid:
@@ -27,11 +30,19 @@ grid:
   seed: [0, 1]
 """
 STUB = """
+import json
+import shutil
 import sys
+import time
 from pathlib import Path
+from gradlab.store import writer_lock
 
 def value(flag):
     return Path(sys.argv[sys.argv.index(flag) + 1])
+
+def note(*words):
+    with open("trainings", "a") as log:
+        log.write(" ".join(words) + "\\n")
 
 name = Path(sys.argv[0]).stem
 if name == "make_base":
@@ -41,6 +52,21 @@ elif name == "train":
     names += ["adapter/weights", "probe/probe.jsonl"]
     if Path("broken").exists() and "_s1-" in folder.name:
         sys.exit("error: the loss is not finite at step 3")
+    staged = value("--work") / "finished"
+    with writer_lock(value("--work")):
+        note("fetch" if staged.is_dir() else "train", folder.name)
+        while Path("hold").exists():
+            time.sleep(0.05)
+    if staged.is_dir():
+        staged.rmdir()
+elif name == "train_pack":
+    runs = json.loads(value("--plan").read_text())[str(value("--pack"))]
+    if Path("broken").exists():
+        sys.exit("error: the disk is full")
+    note("pack", *runs)
+    for run in runs:
+        (value("--work") / run / "finished").mkdir(parents=True)
+    names = []
 elif name == "eval_run":
     folder, names = Path(sys.argv[1]), ["eval.json", "eval_samples.jsonl"]
 elif name == "aggregate":
@@ -65,11 +91,17 @@ def snakemake(project, *arguments, ok=True, **environment):
     return output
 
 
-def plan(project, *arguments):
+def plan(project, *arguments, **environment):
     """Rule to number of jobs that a call would run."""
-    output = snakemake(project, "--dry-run", *arguments)
+    output = snakemake(project, "--dry-run", *arguments, **environment)
     table = output.partition("Job stats:")[2].partition("total")[0]
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.M) if rule != "default"}
+
+
+def trainings(project, kind):
+    """The runs of each process that trained a `pack`, or did `train` one run, or `fetch` what a pack had left."""
+    lines = (project / "trainings").read_text().splitlines()
+    return [line.split()[1:] for line in lines if line.startswith(kind + " ")]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +114,7 @@ def project(tmp_path_factory):
         (project / folder).mkdir(parents=True)
     for name in ("train", "heldout", "corpus"):
         (project / f"data/{name}.jsonl").write_text("{}\n")
-    for name in ("make_base", "train", "eval_run", "aggregate", "report"):
+    for name in ("make_base", "train", "train_pack", "eval_run", "aggregate", "report"):
         (project / f"scripts/{name}.py").write_text(STUB)
     shutil.copy(ROOT / "scripts/sweep_table.py", project / "scripts")
     shutil.copy(ROOT / "Snakefile", project)
@@ -97,9 +129,12 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(project):
-    """The project after a first call that made everything."""
-    output = snakemake(project)
-    assert "train grpo_lora_s0-" in output
+    """The project after a first call that made everything, training two runs in a process; later calls do not."""
+    output = snakemake(project, "--config", "pack=2")
+    assert output.count("train 2 runs together") == 2 and "train grpo_lora_s0-" in output
+    packs, fetched = trainings(project, "pack"), trainings(project, "fetch")
+    assert [len(runs) for runs in packs] == [2, 2] and sorted(chain(*packs)) == sorted(chain(*fetched))
+    assert not trainings(project, "train") and not list((project / "work").glob("*/packs/*"))
     return project
 
 
@@ -130,6 +165,9 @@ NEW_RUNS = {"sweep_table": 1, **TABLES}
 SWEEP_FILE, BASE_FILE = "config/sweeps/mini.yaml", "config/bases/mini.yaml"
 EDITS = {
     "one more grid value": (SWEEP_FILE, "seed: [0, 1]", "seed: [0, 1, 2]", {"train": 2, "eval_run": 2, **NEW_RUNS}),
+    "a grid value removed": (SWEEP_FILE, "seed: [0, 1]", "seed: [0]", NEW_RUNS),
+    "pack": (SWEEP_FILE, "title", "pack: 3\ntitle", {}),
+    "an unrelated key": ("config/config.yaml", "fixed: {}", "fixed: {}\npack: 3", {}),
     "order, comments, defaults": (
         SWEEP_FILE,
         "objectives: {exactness: {}, brevity: {}}",
@@ -155,6 +193,92 @@ def test_an_edit_re_runs_what_it_affects_and_nothing_else(done, edit, path, old,
     assert plan(done) == expected
 
 
+def test_a_larger_pack_re_runs_nothing_and_packs_what_is_new(done, edit):
+    assert plan(done, "--config", "pack=3") == {}
+    edit(SWEEP_FILE, "seed: [0, 1]", "seed: [0, 1, 2]")
+    assert plan(done, "--config", "pack=3") == {"pack": 1, "train": 2, "eval_run": 2, **NEW_RUNS}
+
+
+@pytest.mark.parametrize(
+    "bump,runs",
+    [
+        ("identity.MEANING['credit/reinforce'] = 2", 2),
+        ("identity.OBJECTIVES._versions['brevity'] = 2", 4),
+        ("identity.OBJECTIVES._versions['happy_count'] = 2", 0),
+    ],
+)
+def test_a_meaning_that_changes_trains_the_runs_that_use_it(done, tmp_path, bump, runs):
+    (tmp_path / "sitecustomize.py").write_text(f"from gradlab import identity\n{bump}\n")
+    expected = {"train": runs, "eval_run": runs, **NEW_RUNS} if runs else {}
+    assert plan(done, PYTHONPATH=str(tmp_path)) == expected
+
+
+def test_files_that_are_touched_re_run_nothing(done, edit):
+    run = next((done / "results/mini/runs").iterdir())
+    for path in ("data/train.jsonl", "data/corpus.jsonl", *(run / name for name in ("config.json", "metrics.jsonl"))):
+        edit(path, "", "")
+    assert plan(done) == {}
+
+
+def test_a_run_whose_folder_is_gone_is_made_again_alone(done):
+    run = next((done / "results/mini/runs").iterdir())
+    away = run.rename(done / "away")
+    assert plan(done, "--config", "pack=2") == {"train": 1, "eval_run": 1, **TABLES}
+    away.rename(run)
+
+
+def test_what_is_forced_is_made_again_and_what_follows_from_it(done):
+    run = next((done / "results/mini/runs").iterdir()).relative_to(done)
+    assert plan(done, "--force", "--", f"{run}/outcome.json") == {"train": 1}
+    assert plan(done, "--force", "--", f"{run}/eval.json") == {"eval_run": 1}
+    assert plan(done, "--config", "pack=2", "--forcerun", "train") == {"train": 4, "eval_run": 4, **TABLES}
+
+
+def test_a_pack_that_dies_publishes_nothing_and_the_same_command_finishes(done):
+    fresh = ("--config", "results=dying", "pack=4")
+    before = {kind: len(trainings(done, kind)) for kind in ("pack", "train", "fetch")}
+
+    def new(kind):
+        return trainings(done, kind)[before[kind] :]
+
+    (done / "broken").touch()
+    assert "error: the disk is full" in snakemake(done, *fresh, ok=False)
+    (done / "broken").unlink()
+    assert not (done / "dying/mini/runs").exists() and not new("train") and not new("fetch")
+    snakemake(done, *fresh)
+    assert [len(runs) for runs in new("pack")] == [4] and len(new("fetch")) == 4 and not new("train")
+    assert "Nothing to be done" in snakemake(done, *fresh)
+    run = next((done / "dying/mini/runs").iterdir())
+    shutil.rmtree(run)
+    snakemake(done, *fresh)
+    assert new("train") == [[run.name]] and len(new("pack")) == 1
+
+
+def test_two_calls_at_once_never_train_one_run_twice(done):
+    """Snakemake refuses the second; told not to, the run's own lock does."""
+    run = next((done / "results/mini/runs").iterdir()).name
+    target = ("--config", "results=twice", "--", f"twice/mini/runs/{run}/eval.json")
+    snakemake(done, "--config", "results=twice", "--", "twice/base/mini/base.json")
+    count = len(trainings(done, "train"))
+    (done / "hold").touch()
+    first = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *target],
+        cwd=done, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while len(trainings(done, "train")) == count:
+            assert time.monotonic() < deadline and first.poll() is None
+            time.sleep(0.05)
+        assert "Directory cannot be locked" in snakemake(done, *target, ok=False)
+        assert "expected no other writer; found process" in snakemake(done, "--nolock", *target, ok=False)
+    finally:
+        (done / "hold").unlink()
+        assert first.wait(60) == 0
+    assert trainings(done, "train")[count:] == [[run]]
+    assert "Nothing to be done" in snakemake(done, *target)
+
+
 def test_a_dry_run_lists_the_runs_without_torch(project, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('a dry run imported torch')")
     arguments = ("--dry-run", "--config", "results=fresh")
@@ -169,7 +293,9 @@ def test_one_output_makes_only_what_it_needs(project, monkeypatch):
     monkeypatch.chdir(project)
     run = next(iter(load("mini").runs))
     fresh = ("--config", "results=fresh", "--")
-    assert plan(project, *fresh, f"fresh/mini/runs/{run}/eval.json") == {"base": 1, "train": 1, "eval_run": 1}
+    one = (f"fresh/mini/runs/{run}/eval.json",)
+    assert plan(project, *fresh, *one) == {"base": 1, "train": 1, "eval_run": 1}
+    assert plan(project, "--config", "pack=4", *fresh[1:], *one) == {"base": 1, "train": 1, "eval_run": 1}
     assert plan(project, *fresh, "fresh/other/report.html")["train"] == 2, "a sweep that config.yaml does not name"
     output = snakemake(project, "--dry-run", *fresh, "fresh/mini/runs/typo/eval.json", ok=False)
     assert "sweep mini: run: expected one of" in output
@@ -203,7 +329,10 @@ def test_overrides_reach_the_table_and_the_page(done):
         (("--config", "sweeps=mimi"), "sweeps: expected one of mini, other; found 'mimi'. Did you mean 'mini'?"),
         (("--config", "sweep=mini"), "sweep: expected a known key; found 'sweep'. Did you mean 'sweeps'?"),
         (("--config", 'fixed={"step": 5}'), "config/sweeps/mini.yaml: fixed.step: expected a known key"),
-        (("--config", 'fixed={"placement.gpu_slots": 9, "placement.device": "cuda"}'), "placement.gpu_slots: expected at most 4, the limit"),
+        (
+            ("--config", 'fixed={"placement.gpu_slots": 9, "placement.device": "cuda"}'),
+            "placement.gpu_slots: expected at most 4, the limit",
+        ),
     ],
 )
 def test_mistakes_stop_before_any_job(project, arguments, message):

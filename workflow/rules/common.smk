@@ -129,6 +129,18 @@ def files_of_runs(*names):
     return files
 
 
+def deleted_files(wildcards):
+    """Of each run, files that are gone: Snakemake would not miss them as long as the tables made of them are there."""
+    names = ("outcome.json", "config.json", "metrics.jsonl", "samples.jsonl", "provenance.json", "adapter", "probe")
+    runs = [
+        Path(chosen.results) / sweep / "runs" / run
+        for sweep in chosen.sweeps
+        if Path(chosen.results, sweep, "report.html").exists()
+        for run in sweep_of(sweep).runs
+    ]
+    return [str(run / name) for run in runs for name in (*names, "eval.json") if not (run / name).exists()]
+
+
 def code(*patterns):
     """Files of the library whose change re-makes a rule's cheap outputs."""
     return sorted(str(path) for pattern in patterns for path in Path("src/gradlab").glob(pattern) if path.is_file())

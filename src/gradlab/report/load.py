@@ -45,7 +45,7 @@ class Sweep:
     drawn        the groups in charts; see `drawn_text`
     single       the runs in charts that have an entry a run; see `single_text`
     metrics      of the groups drawn (OF_EVERY_GROUP: of all)
-    cosines, pairs, conflict, evals    see docs/DATA.md, plus `group`; `pairs` of single steps are those of `single`
+    cosines, pairs, conflict, evals    see docs/DATA.md, plus `group`; single steps of `pairs`: of groups drawn
     samples      of all runs, thinned to MOST_SAMPLES; `n_samples` is how many there are
     """
 
@@ -143,7 +143,7 @@ def load(results: str | Path, sweep: str) -> Sweep:
     wanted = {
         "metrics": _among("run", shown) | (finished & _among("metric", OF_EVERY_GROUP)),
         "cosines": finished,
-        "pairs": (pc.field("level") != "step") | _among("run", single),
+        "pairs": (pc.field("level") != "step") | _among("run", shown),
     }
     tables = {
         table: _read_table(folder / f"{table}.parquet", group_of, wanted.get(table))

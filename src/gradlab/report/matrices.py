@@ -26,10 +26,10 @@ MARKED = "Pale with a dashed edge: not distinguishable from 0"
 def step_map(sweep: Sweep) -> Figure:
     """Cosine matrix at one step, of one run or the mean over a group's seeds; a slider moves the step."""
     tested = sweep.pairs[sweep.pairs["level"] == "step"][["run", "step", "layer", *PAIR, "verdict"]]
-    frame = sweep.cosines.merge(tested, on=["run", "step", "layer", *PAIR], how="left")
+    frame = sweep.cosines[sweep.cosines["group"].isin(sweep.drawn)]
+    frame = frame.merge(tested, on=["run", "step", "layer", *PAIR], how="left")
     steps = sorted(frame["step"].unique().tolist())
     groups = _mean_of_seeds(frame)
-    groups = groups[groups["group"].isin(sweep.drawn)]
     views = [*groups["view"].unique(), *sweep.single]
     frame = frame[frame["run"].isin(sweep.single)]
     frame = pd.concat([groups, frame.assign(view=frame["run"], seeds=1)], ignore_index=True)

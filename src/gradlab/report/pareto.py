@@ -45,11 +45,10 @@ def pareto(sweep: Sweep) -> Figure | None:
 
 def non_dominated(means: pd.DataFrame) -> set[str]:
     """Groups of the (x, y) means that no other equals or beats in both and beats in one."""
-    return {
-        str(group)
-        for group, point in means.iterrows()
-        if not ((means >= point).all(axis=1) & (means > point).any(axis=1)).any()
-    }
+    point_GX = means.to_numpy()
+    no_less_GG = (point_GX[:, None] >= point_GX).all(axis=2)
+    beats_GG = no_less_GG & (point_GX[:, None] > point_GX).any(axis=2)
+    return {str(group) for group, beaten in zip(means.index, beats_GG.any(axis=0), strict=True) if not beaten}
 
 
 def _rows(points: pd.DataFrame, panel: int, kind: str, front: set[str]) -> list[dict]:

@@ -20,7 +20,7 @@ test: $(STAMP)
 test-slurm: $(STAMP)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/slurm --constraint constraints.txt \
 	  snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
-	PYTHONPATH=.venv/slurm $(BIN)/python tests/slurm/run.py
+	PYTHONPATH=$(CURDIR)/.venv/slurm $(BIN)/python tests/slurm/run.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ def provenance(spec_digest: str, seed: int, device: torch.device) -> dict[str, A
         "gpu_slots": int(held) if (held := os.environ.get("GRADLAB_HELD_SLOTS")) else None,
         "mps": os.environ.get("GRADLAB_MPS"),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ def main() -> None:
     lacking = missing() + ([] if importlib.util.find_spec(PLUGIN) else [f"package {PLUGIN}: make test-slurm"])
     if lacking:
         sys.exit("\n".join(["test-slurm: expected all that a Slurm of one node needs; missing:", *lacking]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what follows is torn down
     with tempfile.TemporaryDirectory(prefix="gradlab-slurm-") as name:
         folder = Path(name)
         project = copy_project(folder / "project")
@@ -77,6 +79,8 @@ def check(project: Path, log: Path, finished: Path) -> None:
     assert (project / "results/demo/report.html").stat().st_size > 100_000
     for run in stopped:
         check_resumed(project, run)
+        origin = json.loads((project / f"results/demo/runs/{run}/provenance.json").read_text())
+        assert origin["slurm_job"], origin
     check_jobs(list(parsed(finished.read_text())), len(stopped))
 
 

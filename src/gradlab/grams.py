@@ -31,8 +31,8 @@ class SavedGram:
         return ProbedStep(self.gram_LBB[index], self.advantages_BK, self.group_B, ~np.isnan(self.rewards_BK))
 
 
-def saved_grams(run_dir: str | Path, objectives: list[str], before: int | None = None) -> Iterator[SavedGram]:
-    """The probed steps of a run in order; those below `before` alone, where it is given.
+def saved_grams(run_dir: str | Path, objectives: list[str]) -> Iterator[SavedGram]:
+    """The probed steps of a run in order.
 
     Raises ValueError when there is none, a file lacks an array, or its objectives are not `objectives`.
     """
@@ -42,8 +42,6 @@ def saved_grams(run_dir: str | Path, objectives: list[str], before: int | None =
             f"{run_dir}: expected probe/gram_stepXXXX.npz; found none. Train the run with probe.every above 0."
         )
     for path in paths:
-        if before is not None and _step(path) >= before:
-            return
         with np.load(path, allow_pickle=False) as found:
             try:
                 saved = SavedGram(

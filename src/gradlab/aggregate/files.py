@@ -61,15 +61,13 @@ class RunFiles:
 
     @cached_property
     def probes(self) -> list[Row]:
-        """Rows of probe.jsonl at steps that were taken; none where the run asked for none."""
-        if not self.config["probe"]["every"]:
-            return []
-        return [row for row in self._rows("probe/probe.jsonl") if row["step"] < self.outcome.steps_done]
+        """Rows of probe.jsonl; none where the run asked for none."""
+        return self._rows("probe/probe.jsonl") if self.config["probe"]["every"] else []
 
     def grams(self) -> Iterator[SavedGram]:
-        """What the probe saved at those steps, one at a time: a large batch's Grams would not fit in memory at once."""
+        """What the probe saved, a step at a time: the Grams of large batches would not fit in memory at once."""
         if self.config["probe"]["every"] and (self.outcome.finished or self.probes):
-            yield from saved_grams(self.folder, self.objectives, before=self.outcome.steps_done)
+            yield from saved_grams(self.folder, self.objectives)
 
     @property
     def evaluation(self) -> Row | None:

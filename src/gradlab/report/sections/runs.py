@@ -10,6 +10,7 @@ from gradlab.report.blocks import Block, Link, Note, Table, section
 from gradlab.report.load import Sweep, plural
 
 FILES = ("config.json", "train.log", "metrics.jsonl", "samples.jsonl", "eval.json", "provenance.json")
+LONGEST = 120  # characters of a value: a pack names all its runs
 MUST_AGREE = ("git_commit", "code_digest", "python", "device")
 """Keys of provenance.json that should be equal within a sweep, as should everything under `versions.`."""
 
@@ -48,7 +49,8 @@ def provenance(sweep: Sweep) -> Iterable[Block]:
     rows: list[list[str | list[Link]]] = []
     for key in keys:
         kinds = list(dict.fromkeys(values[key].values()))
-        rows.append([key, kinds[0] if len(kinds) == 1 else ", ".join(kinds[:8]) + (", …" if len(kinds) > 8 else "")])
+        shown = [kind if len(kind) <= LONGEST else kind[:LONGEST] + "…" for kind in kinds[:8]]
+        rows.append([key, ", ".join(shown) + (", …" if len(kinds) > 8 else "")])
     caption = f"From the provenance.json of {plural(len(flat), 'run')}; several values where runs differ."
     yield Table("Versions, commit, seeds and device", caption, ["key", "value"], rows)
 

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from tiny import model, tokenizer
 
 from gradlab import engine, training
+from gradlab.aggregate import aggregate
 from gradlab.config import RunConfig
 from gradlab.evaluate import evaluate
 from gradlab.objectives.brevity import Brevity
-from gradlab.store import read_json, read_jsonl
+from gradlab.report import write_report
+from gradlab.store import read_json, read_jsonl, write_json
 from gradlab.types import Score
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +207,32 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_rows(world, monkeypatc
     assert re.match(r"step 2: expected a finite loss.*Lower optimizer.lr", outcome["reason"])
     assert [row["step"] for row in read_jsonl(folder / "metrics.jsonl")] == [0, 1]
     assert "[Diverged] step 2" in (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize("steps_done", [0, 3])
+def test_a_run_that_diverged_passes_through_evaluation_and_tables_to_the_report(world, monkeypatch, steps_done):
+    finished = train(config(seed=1), "b")
+    evaluate(config(seed=1), finished, "results/base")
+    plain = engine.Gradient.first_unsound
+
+    def unsound(self):
+        unsound.steps += 1
+        return 0 if unsound.steps > steps_done else plain(self)
+
+    unsound.steps = 0
+    monkeypatch.setattr(engine.Gradient, "first_unsound", unsound)
+    folder = train(config())
+    write_json("results/s/sweep.json", {"name": "s", "title": "s", "description": "", "runs": [
+        {"run": "a", "varies": {"seed": 0}}, {"run": "b", "varies": {"seed": 1}}]})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/eval_run.py"), str(folder)], capture_output=True, text=True, check=True
+    )
+    assert f"diverged after {steps_done} steps: step {steps_done}" in done.stdout
+    assert read_json(folder / "eval.json") == {"failed": read_json(folder / "outcome.json")["reason"]}
+    aggregate("results", "s")
+    write_report("results", "s", "results/s/report.html", "make")
+    page = Path("results/s/report.html").read_text(encoding="utf-8")
+    assert "1 of 2 runs diverged" in page and f"{steps_done} of 4" in page
 
 
 def test_a_full_disk_leaves_no_half_written_result(world):

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 
 from gradlab.command_line import run
-from gradlab.devices import gpus
 from gradlab.explain import validate
-from gradlab.pack_size import Machine, suggest
-from gradlab.packs import alike, shape_name
+from gradlab.gpu.devices import gpus
+from gradlab.packs.planner import alike, shape_name
+from gradlab.packs.size import Machine, suggest
 from gradlab.store import write_json
 from gradlab.sweep import load
 from gradlab.sweep_file import WorkflowConfig

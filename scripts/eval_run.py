@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gradlab.command_line import add_placement, mapping, placement, run
 from gradlab.config import EvaluationConfig
-from gradlab.devices import bound
 from gradlab.explain import validate
+from gradlab.gpu.devices import bound
 from gradlab.outcome import read_config, read_outcome, write_failed_evaluation
 from gradlab.staged_evaluation import fetch
 

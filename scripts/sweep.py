@@ -16,16 +16,16 @@ from pathlib import Path
 from rich.live import Live
 
 from gradlab.command_line import run
-from gradlab.derive import derive, expanded, write
-from gradlab.devices import gpus
-from gradlab.estimate import read_history
 from gradlab.explain import validate
-from gradlab.final import finals
-from gradlab.forecast import forecast
-from gradlab.gpu_slots import Capacity
-from gradlab.launch import call, command, failed_jobs, follow, jobs_done
-from gradlab.progress import Folders, progress
-from gradlab.screen import console, final_table, live, notes, plan_lines, plan_table
+from gradlab.gpu.devices import gpus
+from gradlab.gpu.slots import Capacity
+from gradlab.launch.call import call, command, failed_jobs, follow, jobs_done
+from gradlab.launch.derive import derive, expanded, write
+from gradlab.launch.estimate import read_history
+from gradlab.launch.final import finals
+from gradlab.launch.forecast import forecast
+from gradlab.launch.progress import Folders, progress
+from gradlab.launch.screen import console, final_table, live, notes, plan_lines, plan_table
 from gradlab.sweep import Sweep
 from gradlab.sweep_file import WorkflowConfig, override, read_yaml
 

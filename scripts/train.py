@@ -10,8 +10,8 @@ from pathlib import Path
 
 from gradlab.command_line import add_placement, placement, run
 from gradlab.config import EvaluationConfig, RunConfig
-from gradlab.devices import bound
 from gradlab.explain import validate
+from gradlab.gpu.devices import bound
 from gradlab.identity import parse
 from gradlab.staging import fetch
 from gradlab.sweep_file import read_yaml

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradlab.command_line import add_placement, placement, run
 from gradlab.config import EvaluationConfig
-from gradlab.devices import bound
+from gradlab.gpu.devices import bound
 from gradlab.identity import parse
 from gradlab.store import read_json
 

@@ -14,8 +14,8 @@ from rich.live import Live
 
 from gradlab.command_line import run
 from gradlab.explain import validate
-from gradlab.progress import ENDED, Folders, progress
-from gradlab.screen import console, live
+from gradlab.launch.progress import ENDED, Folders, progress
+from gradlab.launch.screen import console, live
 from gradlab.sweep import load
 from gradlab.sweep_file import WorkflowConfig, read_yaml
 

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from test_sweep import SWEEP, project  # noqa: F401  (a fixture)
 
-from gradlab.assignments import ALIASES, dotted_key, read_assignments
 from gradlab.config import RunConfig
-from gradlab.derive import derive, write
 from gradlab.explain import dotted_keys
+from gradlab.launch.assignments import ALIASES, dotted_key, read_assignments
+from gradlab.launch.derive import derive, write
 from gradlab.sweep import load
 
 pytestmark = pytest.mark.usefixtures("project")

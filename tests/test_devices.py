@@ -15,13 +15,13 @@ import fake_gpus
 import pytest
 
 from gradlab.config import PlacementConfig
-from gradlab.devices import Gpu, bound, gpus, hold, per_gpu, runtime_folder, visible
+from gradlab.gpu.devices import Gpu, bound, gpus, hold, per_gpu, runtime_folder, visible
 
 A, B = Gpu("GPU-aaaa1111", 24576), Gpu("GPU-bbbb2222", 24576)
 JOB = """
 import os, subprocess, sys
 from gradlab.config import PlacementConfig
-from gradlab.devices import bound
+from gradlab.gpu.devices import bound
 with bound(PlacementConfig(gpu_slots=int(sys.argv[1]))):
     child = subprocess.Popen(["sleep", "60"], close_fds=False) if "child" in sys.argv else None
     print(os.environ["CUDA_VISIBLE_DEVICES"], child.pid if child else "", flush=True)

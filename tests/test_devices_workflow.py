@@ -11,7 +11,7 @@ TRAIN = """
 import json, os, sys
 from pathlib import Path
 from gradlab.config import PlacementConfig
-from gradlab.devices import bound
+from gradlab.gpu.devices import bound
 
 def value(flag):
     return Path(sys.argv[sys.argv.index(flag) + 1])

@@ -4,7 +4,7 @@ import pytest
 from fake_runs import write_run
 
 from gradlab.config import RunConfig
-from gradlab.estimate import Job, makespan, read_history
+from gradlab.launch.estimate import Job, makespan, read_history
 from gradlab.store import read_json, write_json, write_jsonl
 
 CONFIG = {

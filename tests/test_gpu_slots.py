@@ -9,10 +9,10 @@ import torch
 from gradlab import evaluate, logprob, models
 from gradlab.adapters import attach
 from gradlab.config import AdapterConfig, BaseConfig, ModelConfig
-from gradlab.devices import Gpu
-from gradlab.gpu_slots import EVALUATION_ROWS, HEAD_ELEMENTS, SLOT_GIB, Capacity, peak_gib, slots
+from gradlab.gpu.devices import Gpu
+from gradlab.gpu.shapes import shape_of
+from gradlab.gpu.slots import EVALUATION_ROWS, HEAD_ELEMENTS, SLOT_GIB, Capacity, peak_gib, slots
 from gradlab.pretrain import build_model
-from gradlab.shapes import shape_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 
@@ -43,7 +43,7 @@ def test_a_base_made_here_is_counted_exactly(family, tmp_path):
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj"), ("layers.0.self_attn.k_proj",)])
 def test_adapters_are_counted(targets):
-    from gradlab.gpu_slots import _trained
+    from gradlab.gpu.slots import _trained
 
     config = tiny.config(adapter={"rank": 3, "targets": targets})
     made = base(vocab_size=len(tiny.tokenizer()), hidden_size=32, intermediate_size=64, num_layers=2)
@@ -58,7 +58,7 @@ def test_adapters_are_counted(targets):
 @pytest.mark.parametrize("kind,dtype", [("lora", "float32"), ("lora", "bfloat16"), ("full", "float32")])
 def test_activations_are_at_most_what_is_estimated(family, kind, dtype):
     """What autograd saves of a token in one more block."""
-    from gradlab.gpu_slots import _SAVED
+    from gradlab.gpu.slots import _SAVED
 
     width, mlp, tokens = 64, 160, 2 * 64
 

@@ -11,9 +11,9 @@ import fake_gpus
 import pytest
 import torch
 
-from gradlab import mps
-from gradlab.devices import Gpu
-from gradlab.mps import Mps
+from gradlab.gpu import mps
+from gradlab.gpu.devices import Gpu
+from gradlab.gpu.mps import Mps
 from gradlab.provenance import provenance
 
 TWO = [Gpu("GPU-aaaa1111", 24576), Gpu("GPU-bbbb2222", 24576)]
@@ -155,8 +155,8 @@ def test_the_daemon_of_a_killed_call_is_stopped_by_the_next(machine):
     code = """
 import sys
 from pathlib import Path
-from gradlab.devices import gpus
-from gradlab.mps import Mps
+from gradlab.gpu.devices import gpus
+from gradlab.gpu.mps import Mps
 print(Mps.begin(gpus(), Path(sys.argv[1]), Path(sys.argv[2])).state, flush=True)
 sys.stdin.read()
 """

@@ -10,8 +10,8 @@ import tiny
 
 from gradlab import calibrate as measuring
 from gradlab.config import BaseConfig
-from gradlab.pack_size import Machine, Sizing, measured, plan_sweep, suggest
-from gradlab.packs import shape_name
+from gradlab.packs.planner import shape_name
+from gradlab.packs.size import Machine, Sizing, measured, plan_sweep, suggest
 from gradlab.store import write_json
 from gradlab.sweep import Run
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from test_engine import assert_close
 from world import config, make_world
 
-from gradlab import engine, packs, training
+from gradlab import engine, training
 from gradlab.config import RunConfig
 from gradlab.objectives.brevity import Brevity
+from gradlab.packs import planner
 from gradlab.staging import fetch
 from gradlab.stopping import Stopped
 from gradlab.store import read_json, read_jsonl, writer_lock
@@ -280,7 +281,7 @@ def empty(tmp_path, monkeypatch):
 )
 def test_packs_are_even_and_in_the_order_of_the_sweep(empty, count, size, expected):
     runs = [waiting_run(name, seed=seed, adapter={"rank": 1 + seed}) for seed, name in enumerate("abcdefg"[:count])]
-    assert names(packs.plan(runs, size, WORK)) == expected
+    assert names(planner.plan(runs, size, WORK)) == expected
 
 
 @pytest.mark.parametrize(
@@ -297,12 +298,12 @@ def test_packs_are_even_and_in_the_order_of_the_sweep(empty, count, size, expect
 def test_only_runs_that_can_share_a_process_are_packed(empty, changes):
     runs = [waiting_run("a"), waiting_run("b", **changes), waiting_run("c", seed=1)]
     runs.append(waiting_run("d", **{**changes, "seed": 1}))
-    assert names(packs.plan(runs, 4, WORK)) == ["ac", "bd"]
+    assert names(planner.plan(runs, 4, WORK)) == ["ac", "bd"]
 
 
 def test_full_fine_tuning_is_never_packed(empty):
     runs = [waiting_run(name, seed=seed, adapter={"kind": "full"}) for seed, name in enumerate("abc")]
-    assert packs.plan(runs, 4, WORK) == {}
+    assert planner.plan(runs, 4, WORK) == {}
 
 
 def test_runs_at_different_steps_stay_apart_and_a_pack_killed_while_it_wrote_comes_together(empty):
@@ -311,26 +312,26 @@ def test_runs_at_different_steps_stay_apart_and_a_pack_killed_while_it_wrote_com
     checkpoint_at("b", 2, 4)
     checkpoint_at("c", 4)
     checkpoint_at("d", 0)
-    assert names(packs.plan(runs, 4, WORK)) == ["ab", "def"]
+    assert names(planner.plan(runs, 4, WORK)) == ["ab", "def"]
     checkpoint_at("f", 4)
-    assert names(packs.plan(runs, 4, WORK)) == ["cf", "ab", "de"]
+    assert names(planner.plan(runs, 4, WORK)) == ["cf", "ab", "de"]
 
 
 def test_a_second_attempt_has_a_name_of_its_own(empty):
     runs = [waiting_run("a"), waiting_run("b", seed=1)]
-    (first,) = packs.plan(runs, 2, WORK)
+    (first,) = planner.plan(runs, 2, WORK)
     (WORK / "packs").mkdir(parents=True)
     (WORK / "packs" / first).touch()
-    (second,) = packs.plan(runs, 2, WORK)
-    assert first != second and packs.plan(runs, 2, WORK).keys() == {second}
+    (second,) = planner.plan(runs, 2, WORK)
+    assert first != second and planner.plan(runs, 2, WORK).keys() == {second}
 
 
 def test_a_run_waits_until_it_is_published_or_staged(empty):
     run, folder = waiting_run("a"), Path("results/a")
-    assert packs.waiting(run, folder, WORK)
+    assert planner.waiting(run, folder, WORK)
     (WORK / "a/finished").mkdir(parents=True)
-    assert not packs.waiting(run, folder, WORK)
+    assert not planner.waiting(run, folder, WORK)
     (WORK / "a/finished").rmdir()
     folder.mkdir(parents=True)
     (folder / "config.json").touch()
-    assert not packs.waiting(run, folder, WORK)
+    assert not planner.waiting(run, folder, WORK)

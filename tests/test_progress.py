@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradlab.progress import ENDED, Folders, progress
-from gradlab.screen import time_left
+from gradlab.launch.progress import ENDED, Folders, progress
+from gradlab.launch.screen import time_left
 from gradlab.store import write_json, writer_lock
 
 RUN = SimpleNamespace(id="a", config=SimpleNamespace(steps=10))

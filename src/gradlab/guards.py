@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gradlab.config import RunConfig
-from gradlab.packs import shared
+from gradlab.packs.planner import shared
 
 # Largest difference between the sampler's log-prob of a token and the recomputed one.
 # Half precision sums in another order for another batch shape; its tolerance covers that noise.

@@ -14,7 +14,7 @@ from gradlab.config import RunConfig
 from gradlab.engine import RunFailed, Trainer, TrainingDiverged
 from gradlab.evaluate import evaluate_pack
 from gradlab.outcome import RunOutcome
-from gradlab.packs import level
+from gradlab.packs.planner import level
 from gradlab.provenance import provenance
 from gradlab.staging import publish, stage, staged, stamp
 from gradlab.stopping import stop_requested

@@ -2,7 +2,7 @@
 # that a user may bound (--resources mem_mb=64000), gres is not asked for.
 import math
 
-from gradlab.gpu_slots import SLOT_GIB, peak_gib
+from gradlab.gpu.slots import SLOT_GIB, peak_gib
 
 HOST_GIB = 3  # Python, torch and the host's side of CUDA
 

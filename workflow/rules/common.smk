@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from gradlab.command_line import placement_flags
 from gradlab.explain import validate
 from gradlab.identity import EVALUATION_MEANING, MEANING
-from gradlab.pack_size import Machine, Sizing, measured, plan_sweep
+from gradlab.packs.size import Machine, Sizing, measured, plan_sweep
 from gradlab.store import canonical, digest, read_json, write_json
 from gradlab.sweep import load, load_base
 from gradlab.sweep_file import WorkflowConfig

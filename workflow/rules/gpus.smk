@@ -1,7 +1,7 @@
 # GPU slots: what a job asks of the resource `gpu_slots`, how they are shared out among this machine's GPUs, and MPS.
-from gradlab.devices import gpus, per_gpu, runtime_folder
-from gradlab.gpu_slots import Capacity
-from gradlab.mps import Mps
+from gradlab.gpu.devices import gpus, per_gpu, runtime_folder
+from gradlab.gpu.slots import Capacity
+from gradlab.gpu.mps import Mps
 
 
 def cluster():

@@ -1,6 +1,6 @@
 """How long runs will take, from runs that were like them. No torch. What no run tells is None, never a guess.
 
-A step's time is that of earlier runs with the same shape (`packs.shared`), trained with as many others, on the same
+A step's time is that of earlier runs with the same shape (`planner.shared`), trained with as many others, on the same
 kind of device; start-up and evaluation come from Snakemake's benchmark files of the same runs. Left out: the base
 model, aggregation and report, and that jobs which run at the same time slow each other down.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from gradlab.config import RunConfig
-from gradlab.packs import shared
+from gradlab.packs.planner import shared
 from gradlab.store import read_json, read_jsonl
 
 NEWEST = 300  # run folders that are read

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradlab.config import BaseConfig
-from gradlab.packs import alike, plan, shape_name, waiting
-from gradlab.shapes import shape_of
+from gradlab.gpu.shapes import shape_of
+from gradlab.packs.planner import alike, plan, shape_name, waiting
 from gradlab.store import read_json
 from gradlab.sweep import Run
 

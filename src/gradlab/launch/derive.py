@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from gradlab.assignments import read_assignments
 from gradlab.explain import validate
+from gradlab.launch.assignments import read_assignments
 from gradlab.registry import unknown
 from gradlab.store import digest, write_text
 from gradlab.sweep import Sweep, check_name, expand, load

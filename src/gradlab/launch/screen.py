@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.final import Final
-from gradlab.forecast import Forecast
-from gradlab.progress import Progress, State
+from gradlab.launch.final import Final
+from gradlab.launch.forecast import Forecast
+from gradlab.launch.progress import Progress, State
 from gradlab.sweep import Run, Sweep
 
 STYLE = {

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlab.config import BaseConfig
-from gradlab.devices import per_gpu
-from gradlab.estimate import History, Job, makespan
-from gradlab.gpu_slots import Capacity
-from gradlab.pack_size import Machine, Sizing, measured, plan_sweep
-from gradlab.progress import Folders, Progress
+from gradlab.gpu.devices import per_gpu
+from gradlab.gpu.slots import Capacity
+from gradlab.launch.estimate import History, Job, makespan
+from gradlab.launch.progress import Folders, Progress
+from gradlab.packs.size import Machine, Sizing, measured, plan_sweep
 from gradlab.sweep import Run, Sweep, load_base
 from gradlab.sweep_file import Pack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradlab.aggregate.files import run_files
 from gradlab.aggregate.rows import BUILDERS
-from gradlab.progress import Progress
+from gradlab.launch.progress import Progress
 from gradlab.sweep import Run, Sweep
 
 

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gradlab.devices import Gpu
+from gradlab.gpu.devices import Gpu
 
 CONTROL = "nvidia-cuda-mps-control"
 USUAL = Path("/tmp/nvidia-mps")  # CUDA's own default
@@ -117,7 +117,7 @@ def unproved(pipe: Path, gpus: Sequence[Gpu]) -> str | None:
 def _client(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """A process that opens a context on every GPU it sees and keeps them until the block ends, or we die."""
     with subprocess.Popen(
-        [sys.executable, "-m", "gradlab.mps"],
+        [sys.executable, "-m", "gradlab.gpu.mps"],
         env=environment,
         text=True,
         stdin=subprocess.PIPE,

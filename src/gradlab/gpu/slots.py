@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlab.config import BaseConfig, RunConfig
-from gradlab.devices import Gpu, per_gpu
-from gradlab.shapes import Shape, shape_of
+from gradlab.gpu.devices import Gpu, per_gpu
+from gradlab.gpu.shapes import Shape, shape_of
 
 SLOT_GIB = 4.0
 """Size of a slot where the GPUs are not known: on a cluster, or for a plan made elsewhere."""

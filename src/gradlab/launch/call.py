@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil
 
-from gradlab.progress import last_error
+from gradlab.launch.progress import last_error
 from gradlab.stopping import Stopped
 from gradlab.sweep_file import Pack
 

@@ -1,0 +1,1 @@
+"""A sweep from the command line: made from another, estimated, called, watched and summed up. No torch."""

@@ -1,0 +1,1 @@
+"""Runs that train together in one process: which, and how many. No torch."""

@@ -335,3 +335,12 @@ def test_a_run_waits_until_it_is_published_or_staged(empty):
     folder.mkdir(parents=True)
     (folder / "config.json").touch()
     assert not planner.waiting(run, folder, WORK)
+
+
+def test_a_pack_that_does_not_fit_into_memory_says_how_to_mend_it(world, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "Trainer", full)
+    with pytest.raises(RuntimeError, match=r"pack: expected 3 runs to fit .* Lower it: --config pack=1\."):
+        together("abc")

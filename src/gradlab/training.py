@@ -40,7 +40,8 @@ def train_pack(configs: Mapping[str, RunConfig], work: Path, bases: str | Path) 
     """Train and evaluate runs together and leave each in `work/<run>` for its own jobs to publish.
 
     What can not be done here, alone or at all, is left to the runs' own jobs, which will say why; the errors are
-    returned. Raises RuntimeError when another process holds a run, Stopped as `train` does.
+    returned. Raises RuntimeError when another process holds a run or memory does not suffice, Stopped
+    as `train` does.
     """
     folders = [work / run for run in configs]
     with contextlib.ExitStack() as locks:
@@ -52,6 +53,11 @@ def train_pack(configs: Mapping[str, RunConfig], work: Path, bases: str | Path) 
             return [*failures, *evaluate_pack(ended, bases)]
         except ValueError as error:  # one run's prompts, an adapter's targets, the gate
             return [error]
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"pack: expected {len(folders)} runs to fit into the GPU's memory together; found {error} "
+                f"Lower it: --config pack={max(1, len(folders) // 2)}. The runs go on from their checkpoints."
+            ) from error
 
 
 def _train(configs: Sequence[RunConfig], folders: Sequence[Path], bases: str | Path) -> list[RunFailed]:

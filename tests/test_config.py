@@ -71,10 +71,10 @@ def test_every_key_has_a_meaning():
         ({"adapter": {"kind": "full"}, "model": {"id": "x", "dtype": "bfloat16"}}, "adapter.kind: expected `lora`"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: expected a finite number; found nan"),
         ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas.1: expected less than 1; found 1"),
-        ({"adapter": {"targets": 3}}, "adapter.targets: expected a list; found 3"),
+        ({"adapter": {"targets": 3}}, "adapter.targets: expected a list or 'all-linear'; found 3"),
         (
             {"adapter": {"targets": "q_proj"}},
-            "adapter.targets: expected a list; found 'q_proj'. Did you mean [q_proj]?",
+            "adapter.targets: expected a list or 'all-linear'; found 'q_proj'. Did you mean [q_proj]?",
         ),
         ({"data": {"train": [], "heldout": ["x"]}}, "data.train: expected at least one value; found none"),
         ({"objectives": {"brevity": None}}, "objectives.brevity: expected a valid dictionary"),

@@ -188,6 +188,20 @@ def test_overrides_that_are_no_json_are_explained():
         validate(WorkflowConfig, {"sweeps": ["test"], "fixed": "{steps: "})
 
 
+@pytest.mark.parametrize(
+    "pack,message",
+    [
+        (0, "pack: expected greater than or equal to 1 or 'auto'; found 0."),
+        (1.5, "pack: expected a valid integer or 'auto'; found 1.5."),
+        ("x", "pack: expected a valid integer or 'auto'; found 'x'."),
+    ],
+)
+def test_of_a_choice_both_parts_are_named(pack, message):
+    with pytest.raises(ValueError) as caught:
+        validate(WorkflowConfig, {"sweeps": ["test"], "pack": pack})
+    assert str(caught.value) == message
+
+
 OBJECTIVE = {"exactness": {}, "brevity": {"params": {"nonsense": 1}}}
 MISTAKES = {
     "unknown key": (

@@ -65,6 +65,9 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel]) -> list
             line = f"{prefix}.{missing}" if prefix else missing
         else:
             line = _sentence(path, item["type"], item["msg"], item["input"], item.get("ctx", {}))
+        if item["type"] == "literal_error" and path in lines:  # the other branch of a union: a number or `auto`
+            expected, _, found = lines[path].partition("; found ")
+            line = lines[path] = f"{expected.partition(', ')[0]} or {item['ctx']['expected']}; found {found}"
         lines.setdefault(path, line)
     return list(lines.values())
 

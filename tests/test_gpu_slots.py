@@ -198,7 +198,7 @@ def test_a_slot_is_a_gpus_memory_over_the_slots_it_offers():
 def test_what_one_gpu_does_not_offer_is_refused():
     two = Capacity(4, [CARD, CARD])
     assert two.ask("s/r", [half_b()], None) == 1
-    message = r"expected at most 2, what one of 2 GPU\(s\) offers of 4 slots; found 3 for s/r\. Lower placement.microb"
+    message = r"expected at most 2, what one of 2 GPU\(s\) offers of 4 slots; found 3 for s/r\. Raise the l"
     with pytest.raises(ValueError, match=message):
         two.ask("s/r", [half_b(placement={"gpu_slots": 3})], None)
     with pytest.raises(ValueError, match=r"found 4 for s/r \(about 3\d\.\d GiB in slots of 11\.4\)\. Lower"):
@@ -207,5 +207,9 @@ def test_what_one_gpu_does_not_offer_is_refused():
     message = r"gpu_slots: expected at most 4 slots of gpu_slot_gib=8 on 2 GPU\(s\) with 22.8 GiB each; found 16"
     with pytest.raises(ValueError, match=message):
         Capacity(16, [CARD, CARD], slot_gib=8.0).ask("s/r", [half_b()], None)
-    with pytest.raises(ValueError, match=r"expected at most 0, the limit of this call; found 3"):
+    with pytest.raises(
+        ValueError, match=r"at most 4, the limit .* found 7 for s/r \(about 3\d.* GiB .*\)\. Lower placem"
+    ):
+        Capacity(4, [CARD]).ask("s/r", [half_b(rollout=WIDE)], None)
+    with pytest.raises(ValueError, match=r"expected at most 0, the limit of this call; found 3 .* Raise the limit"):
         Capacity(0, [CARD]).ask("s/r", [half_b()], None)

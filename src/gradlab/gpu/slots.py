@@ -131,7 +131,7 @@ class Capacity:
         if self.total is not None and asked > self.total:
             raise ValueError(
                 f"placement.gpu_slots: expected at most {self.total}, the limit of this call; found {asked} for "
-                f"{what}{self._why(configs, base)}. Raise it: --resources gpu_slots=N"
+                f"{what}{self._why(configs, base)}. {self._mend(configs)}"
             )
         if self.on_gpus is None:
             return asked
@@ -146,8 +146,7 @@ class Capacity:
         if asked > most:
             raise ValueError(
                 f"placement.gpu_slots: expected at most {most}, what one of {count} GPU(s) offers of {self.on_gpus} "
-                f"slots; found {asked} for {what}{self._why(configs, base)}. Lower placement.microbatch_tokens or the "
-                "batch, choose model.dtype: bfloat16 or model.quantize, or give placement.gpu_slots a number."
+                f"slots; found {asked} for {what}{self._why(configs, base)}. {self._mend(configs)}"
             )
         return asked
 
@@ -155,6 +154,15 @@ class Capacity:
         if any(c.placement.gpu_slots != "auto" for c in configs):
             return ""
         return f" (about {peak_gib(configs, base):.1f} GiB in slots of {self.size_gib:.1f})"
+
+    def _mend(self, configs: Sequence[RunConfig]) -> str:
+        """More slots help a number; an estimate grows with them, since they divide the same memory."""
+        if self.on_gpus and all(c.placement.gpu_slots == "auto" for c in configs):
+            return (
+                "Lower placement.microbatch_tokens or the batch, choose model.dtype: bfloat16 or model.quantize, or "
+                "give placement.gpu_slots a number."
+            )
+        return "Raise the limit (--resources gpu_slots=N) or lower placement.gpu_slots."
 
     def _smallest_gib(self) -> float | None:
         known = [gpu.memory_mib for gpu in self.gpus if gpu.memory_mib is not None]

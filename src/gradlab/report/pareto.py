@@ -71,10 +71,12 @@ def _panel(sweep: Sweep, panel: int, first: str, second: str) -> alt.LayerChart 
     ringed = base.transform_filter("datum.front")
     rings = ringed.mark_point(size=210, color=INK, strokeWidth=1.4, opacity=0.8)
     front = ringed.mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1)
-    return alt.layer(
+    layers = [
         front.encode(x=x, y=y),
-        others.encode(x=x, y=y, tooltip=tooltip),
         seeds.encode(x=x, y=y, color=hue, tooltip=tooltip),
         rings.encode(x=x, y=y),
         mean.mark_point(filled=True, size=100, opacity=1).encode(x=x, y=y, color=hue, tooltip=tooltip),
-    ).properties(width=WIDTH // 3 - 75, height=220)
+    ]
+    if sweep.drawn_text():  # a layer without rows is a warning in the browser's console
+        layers.insert(0, others.encode(x=x, y=y, tooltip=tooltip))
+    return alt.layer(*layers).properties(width=WIDTH // 3 - 75, height=220)

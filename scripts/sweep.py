@@ -19,7 +19,7 @@ from gradlab.command_line import run
 from gradlab.explain import validate
 from gradlab.gpu.devices import gpus
 from gradlab.gpu.slots import Capacity
-from gradlab.launch.call import call, command, failed_jobs, follow, jobs_done
+from gradlab.launch.call import call, check_profile, command, failed_jobs, follow, jobs_done
 from gradlab.launch.derive import derive, expanded, write
 from gradlab.launch.estimate import read_history
 from gradlab.launch.final import finals
@@ -121,6 +121,8 @@ def _check(arguments: argparse.Namespace, extra: list[str]) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')}: expected at least 1; found {value}. Leave it out or raise it."
             )
+    if arguments.profile is not None:
+        check_profile(arguments.profile)
     for word in extra:
         if word.partition("=")[0] in ("--config", "-C", "--cores", "-c", "--resources", "--workflow-profile"):
             raise ValueError(f"after --: expected no {word}, which this program sets itself; use its own options.")

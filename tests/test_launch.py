@@ -194,9 +194,13 @@ def test_a_sweep_file_that_differs_is_not_overwritten(lab, made):
         (("--base", "mini", "--cores", "0"), "--cores: expected at least 1; found 0"),
         (("--base", "mini", "--name", "a/b"), "name of a sweep: expected letters"),
         (("--base", "mini", "--", "--config", "a=b"), "after --: expected no --config"),
+        (("--base", "mini", "--profile", "profiles/mine"), "--profile: expected a folder with a file profile.yaml"),
+        (("--base", "mini", "--profile", "elsewhere"), "--profile elsewhere: expected the package snakemake-exec"),
     ],
 )
 def test_mistakes_are_one_line(lab, arguments, message):
+    (lab / "elsewhere").mkdir(exist_ok=True)
+    (lab / "elsewhere/config.yaml").write_text("executor: no-such-cluster\n")
     output = sweep(lab, *arguments, status=1)
     assert output.startswith(f"error: {message}")
     assert "Traceback" not in output

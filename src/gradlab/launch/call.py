@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import psutil
 
 from gradlab.launch.progress import last_error
 from gradlab.stopping import Stopped
-from gradlab.sweep_file import Pack
+from gradlab.sweep_file import Pack, read_yaml
 
 
 def command(
@@ -29,6 +30,20 @@ def command(
         *(["--resources", f"gpu_slots={slots}"] if slots is not None else []),
         *("--config", f"sweeps={sweep}", *([f"pack={pack}"] if pack is not None else [])),
     ]
+
+
+def check_profile(folder: str) -> None:
+    """Raises ValueError for a profile that Snakemake would pass over in silence, or whose executor is not installed."""
+    found = [path for name in ("profile.yaml", "config.yaml") if (path := Path(folder) / name).is_file()]
+    if not found:
+        raise ValueError(f"--profile: expected a folder with a file profile.yaml; found none in {folder!r}.")
+    executor = read_yaml(found[0]).get("executor", "local")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    if executor != "local" and importlib.util.find_spec(plugin.replace("-", "_")) is None:
+        raise ValueError(
+            f"--profile {folder}: expected the package {plugin}, since executor is {executor}; found it not "
+            "installed. For slurm: pip install -c constraints.txt -e '.[slurm]'"
+        )
 
 
 def call(command: Sequence[str], log: Path, watch: Callable[[bool], None], every: float = 1.0) -> int:

@@ -202,6 +202,18 @@ def test_of_a_choice_both_parts_are_named(pack, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("spelt", ["mine", "./mine", "mine/", "mine//", "./mine/."])
+def test_a_results_folder_has_one_name(spelt):
+    """Snakemake records what it made by the file's name: with another spelling it would not see changed params."""
+    assert validate(WorkflowConfig, {"sweeps": ["test"], "results": spelt}).results == "mine"
+
+
+@pytest.mark.parametrize("wrong", ["my results", "~/mine", "{sweep}", "a'b", "$HOME/mine", "-n", ""])
+def test_a_results_folder_that_a_shell_would_split_is_refused(wrong):
+    with pytest.raises(ValueError, match="results: expected a path of letters"):
+        validate(WorkflowConfig, {"sweeps": ["test"], "results": wrong})
+
+
 OBJECTIVE = {"exactness": {}, "brevity": {"params": {"nonsense": 1}}}
 MISTAKES = {
     "unknown key": (

@@ -76,6 +76,17 @@ class WorkflowConfig(Frozen):
     def _names(cls, sweeps: Any) -> Any:
         return [name.strip() for name in sweeps.split(",")] if isinstance(sweeps, str) else sweeps
 
+    @field_validator("results")
+    @classmethod
+    def _folder(cls, results: str) -> str:
+        """One spelling of one folder, since Snakemake knows files by their names: `./mine/` is `mine`."""
+        if not re.fullmatch(r"[\w./@+=,:][\w./@+=,:-]*", results):  # it stands in shell commands and file patterns
+            raise ValueError(
+                f"expected a path of letters, digits and . / _ - @ + = , : only; found {results!r}. Choose another, "
+                "or make a link."
+            )
+        return str(Path(results))
+
     @field_validator("fixed", "grid", mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:

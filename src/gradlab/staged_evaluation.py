@@ -20,7 +20,8 @@ def stamp(config: RunConfig, run_dir: Path, bases: str | Path) -> str:
     files = [Path(path) for path in (*config.data.heldout, *config.data.train)]
     if config.model.id.startswith("base/"):
         files.append(Path(resolve(config.model.id, bases)) / "model.safetensors")
-    digests = [_digest(path) for path in [*files, *sorted((run_dir / "adapter").iterdir())]]
+    adapter = [path for path in (run_dir / "adapter").iterdir() if not path.name.startswith(".")]  # Snakemake's mark
+    digests = [_digest(path) for path in [*files, *sorted(adapter)]]
     run = config.model_dump(mode="json", exclude={"placement"})
     return canonical({"run": run, "meaning": EVALUATION_MEANING, "files": digests})
 

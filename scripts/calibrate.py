@@ -6,14 +6,13 @@ python scripts/calibrate.py mine --results results
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from gradlab.command_line import run
 from gradlab.explain import validate
 from gradlab.gpu.devices import gpus
 from gradlab.packs.planner import alike, shape_name
-from gradlab.packs.size import Machine, suggest
+from gradlab.packs.size import machine, suggest
 from gradlab.store import write_json
 from gradlab.sweep import load
 from gradlab.sweep_file import WorkflowConfig
@@ -49,11 +48,7 @@ def main() -> None:
                 f"  {row['pack']:>3.0f} together: {row['runs_per_second']:8.2f} steps/s, {gain:5.2f} times, "
                 f"{row['memory_gib']:.2f} GiB"
             )
-    machine = Machine(os.cpu_count() or 1, tuple(gpu.memory_mib for gpu in gpus()))
-    write_json(
-        arguments.results / arguments.sweep / "calibration.json",
-        {"machine": machine.description(), "shapes": shapes},
-    )
+    write_json(arguments.results / arguments.sweep / "calibration.json", {"machine": machine(gpus()), "shapes": shapes})
 
 
 if __name__ == "__main__":

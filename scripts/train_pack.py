@@ -14,14 +14,13 @@ from gradlab.store import read_json
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", required=True, help="JSON of all packs: {pack: {run: {spec, evaluation}}}")
-    parser.add_argument("--pack", required=True, help="which of them")
+    parser.add_argument("--plan", required=True, help="JSON of its runs: {run: {spec, evaluation}}")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs' work folders")
     parser.add_argument("--bases", default="results/base", help="folder of the models made here")
     add_placement(parser)
     arguments = parser.parse_args()
     configs = {}
-    for name, own in read_json(arguments.plan)[arguments.pack].items():
+    for name, own in read_json(arguments.plan).items():
         config, evaluation = parse(own["spec"]), EvaluationConfig.model_validate_json(own["evaluation"])
         given = {"placement": placement(arguments, config.placement), "evaluation": evaluation}
         configs[name] = config.model_copy(update=given)

@@ -10,8 +10,10 @@ import tiny
 
 from gradlab import calibrate as measuring
 from gradlab.config import BaseConfig
+from gradlab.gpu.devices import Gpu
+from gradlab.gpu.slots import Capacity, peak_gib
 from gradlab.packs.planner import shape_name
-from gradlab.packs.size import Machine, Sizing, measured, plan_sweep, suggest
+from gradlab.packs.size import Sizing, machine, measured, plan_sweep, suggest
 from gradlab.store import write_json
 from gradlab.sweep import Run
 
@@ -24,15 +26,22 @@ def runs(count: int, rows: int = 4, **changes) -> list[Run]:
     return [Run(f"r{c.seed}", c, {}, "") for c in made]
 
 
-def sizing(asked, cores: int = 1, gpus=(), known=None, fits=lambda pack: True) -> Sizing:
-    return Sizing(asked, Machine(cores, gpus), known or {}, lambda run: BASE, fits)
+NO_GPU = Capacity(None)
+
+
+def gpus(*mib: int) -> list[Gpu]:
+    return [Gpu(f"GPU-{index}", size) for index, size in enumerate(mib)]
+
+
+def sizing(asked, cores: int = 1, offered=NO_GPU, known=None) -> Sizing:
+    return Sizing(asked, cores, offered, known or {}, lambda run: BASE)
 
 
 def test_a_number_is_kept_for_shapes_whose_overhead_counts_and_no_others():
     """Rows of a step times parameters: 4 x 0.9 million pays, 64 x 0.9 million does not on a CPU."""
     assert sizing(16)(runs(20)) == 16
     assert sizing(16)(runs(20, rows=64)) == 1
-    assert sizing(16, gpus=(80_000,))(runs(20, rows=64)) == 16
+    assert sizing(16, offered=Capacity(None, gpus(80_000)))(runs(20, rows=64)) == 16
 
 
 def test_what_was_measured_here_goes_before_the_rule_of_thumb():
@@ -51,13 +60,16 @@ def test_auto_keeps_every_core_at_work(count, cores, threads, expected):
 
 
 def test_auto_packs_what_fits_on_a_gpu():
-    assert sizing("auto", gpus=(80_000, 80_000))(runs(20)) == 10
-    assert sizing("auto", gpus=(80_000,), fits=lambda pack: len(pack) <= 3)(runs(20)) == 3
+    assert sizing("auto", offered=Capacity(None, gpus(80_000, 80_000)))(runs(20)) == 10
+    small = Capacity(None, gpus(1_000), slot_gib=0.1)
+    size = sizing("auto", offered=small)(runs(20))
+    held, more = (peak_gib([run.config for run in runs(n)], BASE) for n in (size, size + 1))
+    assert 1 < size < 20 and held <= 0.9 < more
 
 
 def test_a_model_of_unknown_size_is_left_alone():
     unknown = [Run(r.id, r.config.model_copy(update={"model": tiny.config().model}), {}, "") for r in runs(4)]
-    assert Sizing("auto", Machine(1), {}, lambda run: None, lambda pack: True)(unknown) == 1
+    assert Sizing("auto", 1, NO_GPU, {}, lambda run: None)(unknown) == 1
 
 
 def test_only_runs_that_wait_are_planned(tmp_path):
@@ -74,11 +86,10 @@ def test_the_smallest_pack_near_the_best_is_suggested():
 
 
 def test_a_measurement_of_another_machine_is_not_used(tmp_path):
-    here = Machine(1)
-    write_json(tmp_path / "c.json", {"machine": here.description(), "shapes": [{"shape": "s", "pack": 4}]})
-    assert measured(tmp_path / "c.json", here) == {"s": 4}
-    assert measured(tmp_path / "c.json", Machine(1, (80_000,))) == {}
-    assert measured(tmp_path / "none.json", here) == {}
+    write_json(tmp_path / "c.json", {"machine": machine([]), "shapes": [{"shape": "s", "pack": 4}]})
+    assert measured(tmp_path / "c.json", []) == {"s": 4}
+    assert measured(tmp_path / "c.json", gpus(80_000)) == {}
+    assert measured(tmp_path / "none.json", []) == {}
 
 
 def test_calibration_measures_each_size_and_stops_where_memory_ends(tmp_path, monkeypatch):

@@ -51,9 +51,9 @@ def programs(world: Path, runs: str) -> list[list[str]]:
     """What the workflow would start for these runs: a pack for those not trained yet, and each run's own job."""
     left = [run for run in runs if not (world / f"results/s/runs/{run}/config.json").exists()]
     wait = [run for run in left if not (world / f"work/s/{run}/finished").exists()]
-    plan = {"p": {run: {"spec": specification(RUNS[run], None), "evaluation": EVALUATION} for run in wait}}
-    (world / "packs.json").write_text(json.dumps(plan))
-    pack = [["train_pack.py", "--plan", "packs.json", "--pack", "p", "--work", "work/s", *PLACEMENT]]
+    plan = {run: {"spec": specification(RUNS[run], None), "evaluation": EVALUATION} for run in wait}
+    (world / "pack.json").write_text(json.dumps(plan))
+    pack = [["train_pack.py", "--plan", "pack.json", "--work", "work/s", *PLACEMENT]]
     return [*(pack if len(wait) > 1 else []), *map(train, left)]
 
 

@@ -60,10 +60,12 @@ elif name == "train":
     if staged.is_dir():
         staged.rmdir()
 elif name == "train_pack":
-    runs = json.loads(value("--plan").read_text())[str(value("--pack"))]
+    runs = json.loads(value("--plan").read_text())
     if Path("broken").exists():
         sys.exit("error: the disk is full")
     note("pack", *runs)
+    while Path("hold").exists():
+        time.sleep(0.05)
     for run in runs:
         (value("--work") / run / "finished").mkdir(parents=True)
     names = []
@@ -89,6 +91,19 @@ def snakemake(project, *arguments, ok=True, **environment):
     output = result.stdout + result.stderr
     assert (result.returncode == 0) == ok, output[-3000:]
     return output
+
+
+def start(project, *arguments):
+    """A call that goes on while the test does."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, call):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline and call.poll() is None
+        time.sleep(0.05)
 
 
 def plan(project, *arguments, **environment):
@@ -199,6 +214,48 @@ def test_a_larger_pack_re_runs_nothing_and_packs_what_is_new(done, edit):
     assert plan(done, "--config", "pack=3") == {"pack": 1, "train": 2, "eval_run": 2, **NEW_RUNS}
 
 
+def test_packs_of_two_calls_at_once_do_not_mix(done):
+    """The second plans and trains while packs of the first wait for a core."""
+    before = len(trainings(done, "pack"))
+    (done / "hold").touch()
+    options = ("--cores", "1", "--until", "train", "--config", "pack=2")
+    try:
+        first = start(done, *options, "results=first", 'grid={"seed": [11, 12]}')
+        wait_for(lambda: len(trainings(done, "pack")) > before, first)
+        second = start(done, *options, "results=second", 'grid={"seed": [13, 14]}')
+        wait_for(lambda: len(trainings(done, "pack")) > before + 1, second)
+    finally:
+        (done / "hold").unlink()
+    assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert [len(runs) for runs in trainings(done, "pack")[before:]] == [2] * 4
+
+
+def test_a_job_on_another_machine_needs_no_plan_of_packs(done):
+    """There the run's own job is asked for by name, and what an earlier call planned says nothing."""
+    run = next((done / "results/mini/runs").iterdir())
+    (done / "work/mini/packs.json").write_text(json.dumps({"0": {run.name: {}}}))
+    target = ("--mode", "remote", "--force", "--", f"results/mini/runs/{run.name}/outcome.json")
+    assert plan(done, *target) == {"train": 1}
+    (done / "work/mini/packs.json").unlink()
+
+
+def test_a_call_without_hooks_plans_no_pack(done):
+    message = "--no-hooks: expected only with pack=1"
+    assert message in snakemake(done, "--no-hooks", "--config", "results=bare", "pack=2", ok=False)
+    assert plan(done, "--no-hooks", "--config", "results=bare", "pack=1")["train"] == 4
+
+
+def test_runs_named_of_several_sweeps_are_packed_and_no_others(done, monkeypatch):
+    monkeypatch.chdir(done)
+    runs = {name: [f"new/{name}/runs/{run}/config.json" for run in load(name).runs] for name in ("mini", "other")}
+    options = ("--config", "results=new", "pack=4")
+    assert plan(done, *options, "--", *runs["mini"][:3], runs["other"][0]) == {"base": 1, "pack": 1, "train": 4}
+    options = ("--config", "results=new", "pack=4", "sweeps=third")
+    (done / "config/sweeps/third.yaml").write_text(SWEEP.replace("seed: [0, 1]", "seed: [6]"))
+    targets = (*runs["mini"][:1], *runs["other"][:1])
+    assert plan(done, *options, "--", *targets) == {"base": 1, "train": 2}
+
+
 @pytest.mark.parametrize(
     "bump,runs",
     [
@@ -261,15 +318,9 @@ def test_two_calls_at_once_never_train_one_run_twice(done):
     snakemake(done, "--config", "results=twice", "--", "twice/base/mini/base.json")
     count = len(trainings(done, "train"))
     (done / "hold").touch()
-    first = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *target],
-        cwd=done, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    first = start(done, *target)
     try:
-        deadline = time.monotonic() + 60
-        while len(trainings(done, "train")) == count:
-            assert time.monotonic() < deadline and first.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: len(trainings(done, "train")) > count, first)
         assert "Directory cannot be locked" in snakemake(done, *target, ok=False)
         assert "expected no other writer; found process" in snakemake(done, "--nolock", *target, ok=False)
     finally:

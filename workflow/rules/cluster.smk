@@ -23,9 +23,8 @@ def gres_of(slots):
 
 def memory_of(runs, attempt):
     """MiB of a job for these runs: what a GPU would hold, which without one the host does, and the rest."""
-    configs, base = [run.config for run in runs], base_of(runs[0].base) if runs[0].base else None
     try:
-        model = peak_gib(configs, base)
+        model = peak_gib([run.config for run in runs], base_model(runs[0]))
     except ValueError:  # a model whose size cannot be told has a number of slots instead
         model = SLOT_GIB * max(1, slots_of("memory", runs))
     return 1024 * attempt * math.ceil(HOST_GIB + model)

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from gradlab.command_line import placement_flags
 from gradlab.explain import validate
 from gradlab.identity import EVALUATION_MEANING, MEANING
-from gradlab.packs.size import Machine, Sizing, measured, plan_sweep
+from gradlab.packs.size import Sizing, measured, plan_sweep
 from gradlab.store import canonical, digest, read_json, write_json
 from gradlab.sweep import load, load_base
 from gradlab.sweep_file import WorkflowConfig
@@ -47,6 +47,11 @@ def sweep_of(name):
 @functools.cache
 def base_of(name):
     return readable(load_base, name)
+
+
+def base_model(run):
+    """The model made here that a run starts from; None for a path or a hub id."""
+    return base_of(run.base) if run.base else None
 
 
 def run_of(wildcards):

@@ -1,5 +1,5 @@
 # GPU slots: what a job asks of the resource `gpu_slots`, how they are shared out among this machine's GPUs, and MPS.
-from gradlab.gpu.devices import gpus, per_gpu, runtime_folder
+from gradlab.gpu.devices import gpus, runtime_folder
 from gradlab.gpu.slots import Capacity
 from gradlab.gpu.mps import Mps
 
@@ -26,8 +26,7 @@ def capacity():
 
 def slots_of(name, runs):
     """GPU slots of the job `name` that trains or evaluates these runs in one process; 0 where there is no GPU."""
-    base = base_of(runs[0].base) if runs[0].base else None
-    return readable(capacity().ask, name, [run.config for run in runs], base)
+    return readable(capacity().ask, name, [run.config for run in runs], base_model(runs[0]))
 
 
 def gpu_slots(wildcards):

@@ -21,5 +21,5 @@ rule pack:
     message:
         "train {params.size} runs together (pack {wildcards.pack}, sweep {wildcards.sweep})"
     shell:
-        "exec python scripts/train_pack.py --plan work/{wildcards.sweep}/packs.json --pack {wildcards.pack}"
+        "exec python scripts/train_pack.py --plan {output}.json"
         " --work work/{wildcards.sweep} --bases {params.bases} {params.placement} > {log} 2>&1"

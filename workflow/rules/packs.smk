@@ -1,14 +1,17 @@
 # Runs that train in one process. `train` stays one job a run: it fetches what the pack has trained. Which runs are
-# packed is decided when the first of them is asked for, and written for the jobs before the first one starts.
+# packed is decided when the first of them is asked for, and written for the jobs before the first one starts: a file
+# a pack, since several calls may be at work.
 def runs_asked(sweep):
     """The runs that the targets of this call may need: those that are named, else all."""
-    runs, folder = sweep_of(sweep).runs, f"{chosen.results}/{sweep}/runs/"
-    targets = workflow.dag_settings.targets
-    named = {t.removeprefix(folder).split("/")[0] for t in targets if t.startswith(folder)}
-    others = tuple(f"{chosen.results}/{name}/" for name in chosen.sweeps if name != sweep)
-    if not named or any(not t.startswith((folder, *others)) for t in targets):
-        return list(runs.values())
-    return [run for name, run in runs.items() if name in named]
+    runs, named = sweep_of(sweep).runs, set()
+    for target in map(Path, workflow.dag_settings.targets):
+        inside = target.relative_to(chosen.results).parts if target.is_relative_to(chosen.results) else ()
+        if len(inside) > 1 and inside[0] != sweep:
+            continue  # a file of another sweep
+        if inside[1:2] != ("runs",) or len(inside) < 3:
+            return list(runs.values())
+        named.add(inside[2])
+    return [run for name, run in runs.items() if name in named or not named]
 
 
 plans = {}  # sweep -> pack -> its runs
@@ -16,51 +19,42 @@ plans = {}  # sweep -> pack -> its runs
 
 def packs_of(sweep):
     if sweep not in plans:
-        plans[sweep] = planned_packs(sweep) if workflow.is_main_process else written_packs(sweep)
+        plans[sweep] = planned_packs(sweep)
     return plans[sweep]
-
-
-def machine():
-    cores = workflow.resource_settings.cores or 1
-    return Machine(cores, tuple(gpu.memory_mib for gpu in capacity().gpus), cluster())
-
-
-def fits_a_gpu(runs):
-    here, base = capacity(), base_of(runs[0].base) if runs[0].base else None
-    demand = readable(here.demand, [run.config for run in runs], base)
-    return here.on_gpus is None or demand <= per_gpu(here.on_gpus, len(here.gpus))
 
 
 def planned_packs(sweep):
     asked = sweep_of(sweep).config.pack if chosen.pack is None else chosen.pack
-    if asked == 1:
-        return {}
-    work, results = Path("work") / sweep, Path(chosen.results) / sweep
-    known = readable(measured, results / "calibration.json", machine())
-    size = Sizing(asked, machine(), known, lambda run: base_of(run.base) if run.base else None, fits_a_gpu)
-    return plan_sweep(runs_asked(sweep), size, results, work)
+    results, cores = Path(chosen.results) / sweep, workflow.resource_settings.cores or 1
+    known = readable(measured, results / "calibration.json", capacity().gpus)
+    size = Sizing(asked, cores, capacity(), known, base_model)
+    packs = readable(plan_sweep, runs_asked(sweep), size, results, Path("work") / sweep)
+    if packs and workflow.execution_settings.no_hooks:
+        raise WorkflowError("--no-hooks: expected only with pack=1; found packs, whose plans a hook writes.")
+    return packs
 
 
-def written_packs(sweep):
-    """For a job that Snakemake starts on another machine: what the main process planned."""
-    path = Path("work") / sweep / "packs.json"
-    written = read_json(path) if path.is_file() else {}
-    return {name: [sweep_of(sweep)[run] for run in runs] for name, runs in written.items()}
-
-
-def specs(runs):
-    return {run.id: {"spec": run.spec, "evaluation": evaluation_of(run)} for run in runs}
+def plan_file(sweep, pack):
+    return Path("work", sweep, "packs", f"{pack}.json")
 
 
 def write_plans():
-    """For those jobs and for `train_pack.py`: which runs each pack holds, with their specifications."""
+    """For `train_pack.py`, here or on another machine: which runs a pack holds, with their specifications."""
     for sweep, packs in plans.items():
+        for name, runs in packs.items():
+            specs = {run.id: {"spec": run.spec, "evaluation": evaluation_of(run)} for run in runs}
+            write_json(plan_file(sweep, name), specs)
         if packs:
-            write_json(f"work/{sweep}/packs.json", {name: specs(runs) for name, runs in packs.items()})
             print(
                 f"sweep {sweep}: {sum(map(len, packs.values()))} runs train in {len(packs)} packs",
                 file=sys.stderr,
             )
+
+
+def remove_plans():
+    for sweep, packs in plans.items():
+        for name in packs:
+            plan_file(sweep, name).unlink(missing_ok=True)
 
 
 @functools.cache
@@ -69,13 +63,15 @@ def pack_by_run(sweep):
 
 
 def marker(wildcards):
-    """What the run's job waits for if its pack trains it."""
-    name = pack_by_run(wildcards.sweep).get(wildcards.run)
+    """What the run's job waits for if its pack trains it; the main process has done the waiting for other machines."""
+    name = pack_by_run(wildcards.sweep).get(wildcards.run) if workflow.is_main_process else None
     return ancient(f"work/{wildcards.sweep}/packs/{name}") if name else []
 
 
 def members(wildcards):
-    return packs_of(wildcards.sweep)[wildcards.pack]
+    if workflow.is_main_process:
+        return packs_of(wildcards.sweep)[wildcards.pack]
+    return [sweep_of(wildcards.sweep)[run] for run in read_json(plan_file(wildcards.sweep, wildcards.pack))]
 
 
 def pack_bases(wildcards):

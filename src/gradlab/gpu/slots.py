@@ -122,6 +122,10 @@ class Capacity:
             return 0
         return slots(configs, base, self.size_gib)
 
+    def fits(self, configs: Sequence[RunConfig], base: BaseConfig | None) -> bool:
+        """Whether one GPU here offers what these runs take in one process; always, where none is shared out."""
+        return self.on_gpus is None or self.demand(configs, base) <= per_gpu(self.on_gpus, len(self.gpus))
+
     def ask(self, what: str, configs: Sequence[RunConfig], base: BaseConfig | None) -> int:
         """The demand of the job `what`.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlab.config import BaseConfig
-from gradlab.gpu.devices import per_gpu
 from gradlab.gpu.slots import Capacity
 from gradlab.launch.estimate import History, Job, makespan
 from gradlab.launch.progress import Folders, Progress
-from gradlab.packs.size import Machine, Sizing, measured, plan_sweep
+from gradlab.packs.size import Sizing, measured, plan_sweep
 from gradlab.sweep import Run, Sweep, load_base
 from gradlab.sweep_file import Pack
 
@@ -61,14 +59,9 @@ def forecast(
     def base_of(run: Run) -> BaseConfig | None:
         return made_here[run.base] if run.base else None
 
-    def fits(runs: Sequence[Run]) -> bool:
-        demand = capacity.demand([run.config for run in runs], base_of(runs[0]))
-        return capacity.on_gpus is None or demand <= per_gpu(capacity.on_gpus, len(capacity.gpus))
-
     results, work = folders.results / sweep.name, folders.work / sweep.name
-    machine = Machine(cores, tuple(gpu.memory_mib for gpu in capacity.gpus), capacity.cluster)
-    size = Sizing(pack, machine, measured(results / "calibration.json", machine), base_of, fits)
-    packs = plan_sweep(sweep.runs.values(), size, results, work) if pack != 1 else {}
+    size = Sizing(pack, cores, capacity, measured(results / "calibration.json", capacity.gpus), base_of)
+    packs = plan_sweep(sweep.runs.values(), size, results, work)
     together = {run.id: members for members in packs.values() for run in members}
 
     planned, training, evaluating, unknown, evaluated = [], [], [], 0, True

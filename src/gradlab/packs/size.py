@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradlab.config import BaseConfig
+from gradlab.gpu.devices import Gpu
 from gradlab.gpu.shapes import shape_of
+from gradlab.gpu.slots import Capacity
 from gradlab.packs.planner import alike, plan, shape_name, waiting
 from gradlab.store import read_json
 from gradlab.sweep import Run
+from gradlab.sweep_file import Pack
 
 OVERHEAD_BOUND = {"cpu": 2e7, "gpu": 1e9}
 """Rows of a step times parameters, up to which a step costs more in overhead than in arithmetic. On one core of a CPU
@@ -24,48 +27,32 @@ LARGEST = {"cpu": 8, "gpu": 64}
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where jobs run: the call's cores, the memory in MiB of each GPU here, or a cluster whose GPUs are not known."""
-
-    cores: int
-    gpus: tuple[int | None, ...] = ()
-    cluster: bool = False
-
-    @property
-    def kind(self) -> str:
-        return "gpu" if self.gpus or self.cluster else "cpu"
-
-    def description(self) -> dict[str, Any]:
-        """What a measurement is tied to: other processors, or other GPUs, measure anew."""
-        return {"cpu": _processor(), "cpus": os.cpu_count(), "gpus": list(self.gpus)}
-
-
-@dataclass(frozen=True)
 class Sizing:
     """The most runs of one shape in a process.
 
     asked       `pack` of the sweep or the call
+    cores       of the call
+    capacity    the GPUs of the call
     measured    by `shape_name`, of this machine (scripts/calibrate.py)
     base        the model made here that a run starts from
-    fits        whether runs fit on one GPU together
     """
 
-    asked: int | Literal["auto"]
-    machine: Machine
+    asked: Pack
+    cores: int
+    capacity: Capacity
     measured: Mapping[str, int]
     base: Callable[[Run], BaseConfig | None]
-    fits: Callable[[Sequence[Run]], bool]
 
     def __call__(self, group: Sequence[Run]) -> int:
         """1 for a shape that gains nothing. `auto` leaves no core and no GPU without a pack."""
         best = self.measured.get(shape_name(group[0].config))
         if best is None:
-            best = LARGEST[self.machine.kind] if self.overhead_bound(group[0]) else 1
+            best = LARGEST[self._device()] if self.overhead_bound(group[0]) else 1
         if self.asked != "auto":
             return self.asked if best > 1 else 1
-        at_once = len(self.machine.gpus) or max(1, self.machine.cores // group[0].config.placement.threads)
+        at_once = len(self.capacity.gpus) or max(1, self.cores // group[0].config.placement.threads)
         size = min(best, math.ceil(len(group) / at_once))
-        while size > 1 and not self.fits(group[:size]):
+        while size > 1 and not self.capacity.fits([run.config for run in group[:size]], self.base(group[0])):
             size -= 1
         return size
 
@@ -75,24 +62,30 @@ class Sizing:
             parameters = shape_of(run.config.model, self.base(run)).parameters
         except ValueError:
             return False
-        return run.config.rollout.batch_size * parameters <= OVERHEAD_BOUND[self.machine.kind]
+        return run.config.rollout.batch_size * parameters <= OVERHEAD_BOUND[self._device()]
+
+    def _device(self) -> str:
+        return "gpu" if self.capacity.gpus or self.capacity.cluster else "cpu"
 
 
-def measured(path: Path, machine: Machine) -> dict[str, int]:
-    """The sizes that `scripts/calibrate.py` suggested, if it ran on this machine."""
+def machine(gpus: Sequence[Gpu]) -> dict[str, Any]:
+    """What a measurement is tied to: other processors, or other GPUs, measure anew."""
+    return {"cpu": _processor(), "cpus": os.cpu_count(), "gpus": [gpu.memory_mib for gpu in gpus]}
+
+
+def measured(path: Path, gpus: Sequence[Gpu]) -> dict[str, int]:
+    """The sizes that `scripts/calibrate.py` suggested by shape; none if it did not run, or not on this machine."""
     if not path.is_file():
         return {}
     found = read_json(path)
-    return (
-        {shape["shape"]: shape["pack"] for shape in found["shapes"]}
-        if found["machine"] == machine.description()
-        else {}
-    )
+    return {shape["shape"]: shape["pack"] for shape in found["shapes"]} if found["machine"] == machine(gpus) else {}
 
 
 def plan_sweep(runs: Iterable[Run], size: Sizing, results: Path, work: Path) -> dict[str, list[Run]]:
     """Packs of those `runs` that still need training, by name. `results`, `work`: the sweep's folders."""
     packs: dict[str, list[Run]] = {}
+    if size.asked == 1:
+        return packs
     for group in alike(run for run in runs if waiting(run, results / "runs" / run.id, work)):
         packs |= plan(group, size(group), work)
     return packs

@@ -18,8 +18,8 @@ from lives import ClockAt, Count, Durable, FullDisk, Kill, NoRights, Signal, Tor
 from world import STEPS, config, make_world
 
 from gradlab.identity import specification
-from gradlab.staged_evaluation import FOLDER
 from gradlab.store import read_json, read_jsonl
+from gradlab.workfolder import EVALUATED
 
 # What a run remembers between steps: baselines, a weighting's memory, moments; ranks that a pack pads.
 RUNS = {
@@ -76,7 +76,7 @@ def results(world: Path, runs: str) -> dict[str, dict]:
         files["provenance.json"] = read_json(folder / "provenance.json")["pack"]
         found[run] = files
         left = {p.name for p in (world / f"work/s/{run}").iterdir() if not p.name.endswith(".removed.tmp")}
-        assert left <= {".lock", FOLDER}  # but for what was killed while it was removed, after everything else
+        assert left <= {".lock", EVALUATED}  # but for what was killed while it was removed, after everything else
     return found
 
 

@@ -9,8 +9,9 @@ from test_training import config, rows, world  # noqa: F401  (the fixture)
 
 from gradlab import evaluate as evaluating
 from gradlab import staged_evaluation, staging
-from gradlab.store import read_json
+from gradlab.store import read_json, writer_lock
 from gradlab.training import train_pack
+from gradlab.workfolder import EVALUATED
 
 WORK, BASES = Path("work/s"), Path("results/base")
 
@@ -60,7 +61,7 @@ def test_another_evaluation_is_not_fetched(world, changed):  # noqa: F811
         path = folder / "adapter/adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"\1")
     assert not staged_evaluation.fetch(own, folder, WORK / "r0", BASES)
-    assert not (folder / "eval.json").exists() and not (WORK / "r0" / staged_evaluation.FOLDER).exists()
+    assert not (folder / "eval.json").exists() and not (WORK / "r0" / EVALUATED).exists()
 
 
 def test_bases_asked_differently_are_sampled_apart(world):  # noqa: F811
@@ -87,3 +88,9 @@ def test_a_run_that_can_not_be_evaluated_is_left_to_its_own_job(world, monkeypat
     assert [str(error) for error in train_pack(configs, WORK, BASES)] == ["no summary"]
     assert (WORK / "r0/evaluated/eval.json").is_file() and not (WORK / "r1/evaluated").exists()
     assert (WORK / "r1/finished/outcome.json").is_file()
+
+
+def test_an_evaluation_does_not_wait_for_a_training_elsewhere(world):  # noqa: F811
+    """A call with another results folder may train the same run, in the same work folder, while this one evaluates."""
+    with writer_lock(WORK / "r0"):
+        assert not staged_evaluation.fetch(config(), Path("results/s/runs/r0"), WORK / "r0", BASES)

@@ -230,13 +230,17 @@ def test_packs_of_two_calls_at_once_do_not_mix(done):
     assert [len(runs) for runs in trainings(done, "pack")[before:]] == [2] * 4
 
 
-def test_a_job_on_another_machine_needs_no_plan_of_packs(done):
-    """There the run's own job is asked for by name, and what an earlier call planned says nothing."""
-    run = next((done / "results/mini/runs").iterdir())
-    (done / "work/mini/packs.json").write_text(json.dumps({"0": {run.name: {}}}))
-    target = ("--mode", "remote", "--force", "--", f"results/mini/runs/{run.name}/outcome.json")
-    assert plan(done, *target) == {"train": 1}
-    (done / "work/mini/packs.json").unlink()
+def test_jobs_on_other_machines_plan_nothing_and_read_what_was_planned(done, monkeypatch):
+    monkeypatch.chdir(done)
+    runs = list(load("mini").runs.values())[:2]
+    job = ("--mode", "remote", "--config", "pack=2", "results=results", "--force", "--")
+    outcomes = [f"results/mini/runs/{run.id}/outcome.json" for run in runs]
+    assert plan(done, *job, *outcomes) == {"train": 2}
+    written = done / "work/mini/packs/0a1b2c3d.json"
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(json.dumps({run.id: {} for run in runs}))
+    assert "train 2 runs together (pack 0a1b2c3d, " in snakemake(done, "--dry-run", *job, "work/mini/packs/0a1b2c3d")
+    written.unlink()
 
 
 def test_a_call_without_hooks_plans_no_pack(done):

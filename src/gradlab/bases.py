@@ -19,3 +19,8 @@ def resolve(model_id: str, bases: str | Path) -> str:
             f"Make it: snakemake {path}/base.json, or python scripts/make_base.py --help"
         )
     return str(path)
+
+
+def weights(model_id: str, bases: str | Path) -> list[Path]:
+    """The file of weights of a model made here; none of another, which its name stands for."""
+    return [Path(resolve(model_id, bases)) / "model.safetensors"] if model_id.startswith("base/") else []

@@ -8,7 +8,6 @@ neighbours, and `fit` takes the padding off. So a run interrupted in a pack can 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradlab.store import atomic, remove_files
+from gradlab.workfolder import checkpoint_file, checkpoint_files
 
 META = {"next_step", "sizes", "stamp", "history"}
-NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
     """Write every run's file, then remove older ones: whenever this stops, one step remains that all runs have."""
     for folder, checkpoint in zip(folders, checkpoints, strict=True):
         meta = {key: getattr(checkpoint, key) for key in sorted(META)}
-        with atomic(folder / f"checkpoint-{checkpoint.next_step}.safetensors") as temporary:
+        with atomic(checkpoint_file(folder, checkpoint.next_step)) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()},
                 temporary,
@@ -57,12 +56,12 @@ def save(folders: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
 
 def steps(folder: Path, stamp: str) -> set[int]:
     """The steps at which a run of this stamp can go on; only if there is none, 0: from the start."""
-    return {step for step, path in _files(folder).items() if _meta(path)["stamp"] == stamp} or {0}
+    return {step for step, path in checkpoint_files(folder).items() if _meta(path)["stamp"] == stamp} or {0}
 
 
 def load(folder: Path, step: int) -> Checkpoint:
     """Raises ValueError when the file is not whole, or not of this version."""
-    path = folder / f"checkpoint-{step}.safetensors"
+    path = checkpoint_file(folder, step)
     meta = _meta(path)
     with safe_open(path, framework="pt") as handle:
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 not a dict
@@ -71,7 +70,7 @@ def load(folder: Path, step: int) -> Checkpoint:
 
 def keep(folder: Path, step: int) -> None:
     """Remove every other checkpoint. A newer one counts log lines that go when an older one is resumed."""
-    remove_files([path for other, path in _files(folder).items() if other != step])
+    remove_files([path for other, path in checkpoint_files(folder).items() if other != step])
 
 
 @torch.no_grad()
@@ -80,10 +79,6 @@ def fit(target: Tensor, source: Tensor) -> None:
     corner = tuple(slice(0, min(a, b)) for a, b in zip(target.shape, source.shape, strict=True))
     target.zero_()
     target[corner] = source[corner].to(target)
-
-
-def _files(folder: Path) -> dict[int, Path]:
-    return {int(m[1]): path for path in folder.glob("checkpoint-*") if (m := NAME.fullmatch(path.name))}
 
 
 def _meta(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from gradlab.types import Example, Rollout, ScoredRollout
 from gradlab.update import Batch, Gradient, accumulate
 from gradlab.weighting import Mixing
 from gradlab.weighting import build as build_weighting
+from gradlab.workfolder import LOG
 
 NOISE = 0  # purpose of the training rollouts' random numbers
 
@@ -108,7 +109,7 @@ class Trainer:
         saved = [checkpoint.load(folder, self.next_step) if self.next_step else None for folder in self.work]
         for r, (folder, found) in enumerate(zip(self.work, saved, strict=True)):
             checkpoint.keep(folder, self.next_step)  # before the log is cut back
-            self.logs.append(RunLog(folder / "log", found.sizes if found else None))
+            self.logs.append(RunLog(folder / LOG, found.sizes if found else None))
             if found:
                 self._restore(r, found)
                 self.logs[r].text(f"resumed at step {self.next_step}")

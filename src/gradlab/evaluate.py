@@ -23,10 +23,11 @@ from gradlab.objectives.base import Objective, build
 from gradlab.records import OUTCOMES, completion_row
 from gradlab.rollout import sample, uniforms
 from gradlab.scoring import score
-from gradlab.staged_evaluation import FOLDER, stamp
+from gradlab.staged_evaluation import stamp
 from gradlab.statistics import bootstrap_difference, bootstrap_mean
 from gradlab.store import atomic_folder, canonical, read_jsonl, write_json, write_jsonl, write_text
 from gradlab.types import Example, Scores
+from gradlab.workfolder import EVALUATED, FINISHED
 
 NOISE = 1  # purpose of the evaluation's random numbers: never those of training
 ROWS = 128  # completions sampled at once
@@ -51,9 +52,9 @@ def evaluate_pack(runs: Mapping[Path, RunConfig], bases: str | Path) -> list[Val
     errors = []
     for work, config in runs.items():
         try:
-            with atomic_folder(work / FOLDER) as folder:
-                _evaluate(config, work / "finished", folder, bases, seen)
-                write_text(folder / "stamp", stamp(config, work / "finished", bases))
+            with atomic_folder(work / EVALUATED) as folder:
+                _evaluate(config, work / FINISHED, folder, bases, seen)
+                write_text(folder / "stamp", stamp(config, work / FINISHED, bases))
         except ValueError as error:
             errors.append(error)
     return errors

@@ -6,20 +6,18 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from gradlab.bases import resolve
+from gradlab.bases import weights
 from gradlab.config import RunConfig
 from gradlab.identity import EVALUATION_MEANING
 from gradlab.store import atomic, canonical, remove_folder, writer_lock
+from gradlab.workfolder import EVALUATED
 
-FOLDER = "evaluated"
 FILES = ("eval_samples.jsonl", "eval.json")
 
 
 def stamp(config: RunConfig, run_dir: Path, bases: str | Path) -> str:
     """What is evaluated: the configuration, and the content of the adapter, of the prompts and of the base."""
-    files = [Path(path) for path in (*config.data.heldout, *config.data.train)]
-    if config.model.id.startswith("base/"):
-        files.append(Path(resolve(config.model.id, bases)) / "model.safetensors")
+    files = [*map(Path, (*config.data.heldout, *config.data.train)), *weights(config.model.id, bases)]
     adapter = [path for path in (run_dir / "adapter").iterdir() if not path.name.startswith(".")]  # Snakemake's mark
     digests = [_digest(path) for path in [*files, *sorted(adapter)]]
     run = config.model_dump(mode="json", exclude={"placement"})
@@ -28,10 +26,10 @@ def stamp(config: RunConfig, run_dir: Path, bases: str | Path) -> str:
 
 def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bool:
     """Copy the evaluation into the run's folder if this very one was made; False: it has to be made."""
-    waiting = work / FOLDER
+    waiting = work / EVALUATED
+    if not (waiting / "stamp").is_file():  # nor is the folder held: a call with other results may train there
+        return False
     with writer_lock(work):
-        if not (waiting / "stamp").is_file():
-            return False
         same = (waiting / "stamp").read_text(encoding="utf-8") == stamp(config, run_dir, bases)
         for name in FILES if same else ():
             with atomic(run_dir / name) as temporary:

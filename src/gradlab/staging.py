@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradlab.bases import resolve
+from gradlab.bases import weights
 from gradlab.config import RunConfig
 from gradlab.store import (
     atomic,
@@ -26,6 +26,7 @@ from gradlab.store import (
     write_text,
     writer_lock,
 )
+from gradlab.workfolder import FINISHED, LOG, checkpoint_files
 
 FOLDERS = ("adapter", "probe")
 
@@ -35,9 +36,7 @@ def stamp(config: RunConfig, bases: str | Path) -> str:
 
     Raises FileNotFoundError when a file or the base is missing.
     """
-    files = [Path(path) for path in config.data.train]
-    if config.model.id.startswith("base/"):
-        files.append(Path(resolve(config.model.id, bases)) / "model.safetensors")
+    files = [*map(Path, config.data.train), *weights(config.model.id, bases)]
     digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return canonical({"run": config.model_dump(mode="json", exclude={"placement", "evaluation"}), "files": digests})
 
@@ -48,7 +47,7 @@ def stage(work: Path, stamp: str, outcome: dict[str, Any], provenance: dict[str,
 
     Then what training left in `work` goes.
     """
-    with atomic_folder(work / "finished") as folder:
+    with atomic_folder(work / FINISHED) as folder:
         yield folder
         write_json(folder / "outcome.json", outcome)
         write_json(folder / "provenance.json", provenance)
@@ -58,7 +57,8 @@ def stage(work: Path, stamp: str, outcome: dict[str, Any], provenance: dict[str,
 
 def staged(work: Path, stamp: str) -> bool:
     """Whether exactly this run waits to be published."""
-    return (work / "finished/stamp").is_file() and (work / "finished/stamp").read_text(encoding="utf-8") == stamp
+    path = work / FINISHED / "stamp"
+    return path.is_file() and path.read_text(encoding="utf-8") == stamp
 
 
 def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bool:
@@ -72,7 +72,7 @@ def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bo
 
 def publish(config: RunConfig, run_dir: Path, work: Path) -> None:
     """Copy a staged run into its folder, `config.json` last: with it the folder is whole. Then the copy goes."""
-    finished = work / "finished"
+    finished = work / FINISHED
     clear_temporaries(work)
     clear_temporaries(run_dir)
     _remove_state(work)  # whoever staged the run may have been killed before it did
@@ -91,5 +91,5 @@ def publish(config: RunConfig, run_dir: Path, work: Path) -> None:
 
 def _remove_state(work: Path) -> None:
     """The run has ended: a checkpoint that stayed would be resumed when it is trained again."""
-    remove_files(work.glob("checkpoint-*.safetensors"))
-    shutil.rmtree(work / "log", ignore_errors=True)
+    remove_files(checkpoint_files(work).values())
+    shutil.rmtree(work / LOG, ignore_errors=True)

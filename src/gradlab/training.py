@@ -19,6 +19,7 @@ from gradlab.provenance import provenance
 from gradlab.staging import publish, stage, staged, stamp
 from gradlab.stopping import stop_requested
 from gradlab.store import clear_temporaries, digest, read_json, read_jsonl, writer_lock
+from gradlab.workfolder import FINISHED
 
 
 def train(config: RunConfig, run_dir: str | Path, work: str | Path, bases: str | Path) -> None:
@@ -117,7 +118,7 @@ def _stage(trainer: Trainer, r: int, reason: str | None) -> None:
 
 
 def _finished(work: Path) -> bool:
-    path = work / "finished" / "outcome.json"
+    path = work / FINISHED / "outcome.json"
     return path.is_file() and RunOutcome.model_validate(read_json(path)).finished
 
 

@@ -15,13 +15,13 @@ import psutil
 
 from gradlab.outcome import read_outcome
 from gradlab.sweep import Run, Sweep
+from gradlab.workfolder import FINISHED, LOG, checkpoint_files
 
 State = Literal["to do", "running", "interrupted", "failed", "staged", "trained", "diverged", "done"]
 ENDED: tuple[State, ...] = ("diverged", "done")
 RECENT = 20  # steps whose mean is the speed now
 FRESH = 120.0  # seconds since its last step after which a job on another machine is taken for dead
 TAIL = 1 << 16  # bytes of a growing file that are read
-CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def _progress(sweep: str, run: Run, folders: Folders) -> Progress:
         return Progress(
             evaluated if outcome.finished else "diverged", outcome.steps_done, steps, note=outcome.reason or ""
         )
-    if (work / "finished").is_dir():
+    if (work / FINISHED).is_dir():
         return Progress("staged", steps, steps)
-    saved = max((int(m[1]) for p in work.glob("*") if (m := CHECKPOINT.fullmatch(p.name))), default=0)
-    metrics = work / "log" / "metrics.jsonl"
+    saved = max(checkpoint_files(work), default=0)
+    metrics = work / LOG / "metrics.jsonl"
     rows = _last_rows(metrics)
     if _held(work, fresh=bool(rows) and time.time() - metrics.stat().st_mtime < FRESH):
         seconds = [row["seconds/step"] for row in rows[-RECENT:]]

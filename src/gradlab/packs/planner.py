@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from gradlab.config import RunConfig
 from gradlab.store import digest
 from gradlab.sweep import Run
+from gradlab.workfolder import FINISHED, checkpoint_files
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ def plan(runs: Iterable[Run], size: int, work: Path) -> dict[str, list[Run]]:
     """
     packs = {}
     for same in alike(run for run in runs if run.config.adapter.kind != "full" and size > 1):
-        for group in level((run, _checkpoints(work / run.id)) for run in same):
+        for group in level((run, set(checkpoint_files(work / run.id)) or {0}) for run in same):
             for members in _even(group, size):
                 if len(members) > 1:
                     packs[_name(members, work)] = list(members)
@@ -82,11 +83,7 @@ def level(runs: Iterable[tuple[T, set[int]]]) -> list[list[T]]:
 
 def waiting(run: Run, run_dir: Path, work: Path) -> bool:
     """Whether the run is neither in its results folder nor staged for it."""
-    return not (run_dir / "config.json").is_file() and not (work / run.id / "finished").is_dir()
-
-
-def _checkpoints(folder: Path) -> set[int]:
-    return {int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint-*.safetensors")} or {0}
+    return not (run_dir / "config.json").is_file() and not (work / run.id / FINISHED).is_dir()
 
 
 def _even(group: Sequence[Run], size: int) -> Iterable[Sequence[Run]]:

@@ -288,6 +288,14 @@ def test_a_run_whose_folder_is_gone_is_made_again_alone(done):
     away.rename(run)
 
 
+@pytest.mark.parametrize("file,jobs", [("samples.jsonl", ["train", "eval_run"]), ("eval_samples.jsonl", ["eval_run"])])
+def test_a_file_of_a_run_that_is_gone_is_made_again(done, file, jobs):
+    path = next((done / "results/mini/runs").iterdir()) / file
+    away = path.rename(done / "away")
+    assert plan(done) == {**dict.fromkeys(jobs, 1), **TABLES}
+    away.rename(path)
+
+
 def test_what_is_forced_is_made_again_and_what_follows_from_it(done):
     run = next((done / "results/mini/runs").iterdir()).relative_to(done)
     assert plan(done, "--force", "--", f"{run}/outcome.json") == {"train": 1}

@@ -136,14 +136,13 @@ def files_of_runs(*names):
 
 def deleted_files(wildcards):
     """Of each run, files that are gone: Snakemake would not miss them as long as the tables made of them are there."""
-    names = ("outcome.json", "config.json", "metrics.jsonl", "samples.jsonl", "provenance.json", "adapter", "probe")
-    runs = [
-        Path(chosen.results) / sweep / "runs" / run
-        for sweep in chosen.sweeps
-        if Path(chosen.results, sweep, "report.html").exists()
-        for run in sweep_of(sweep).runs
+    reported = [sweep for sweep in chosen.sweeps if Path(chosen.results, sweep, "report.html").exists()]
+    files = [
+        file
+        for sweep in reported
+        for file in expand([*rules.train.output, *rules.eval_run.output], sweep=sweep, run=sweep_of(sweep).runs)
     ]
-    return [str(run / name) for run in runs for name in (*names, "eval.json") if not (run / name).exists()]
+    return [file for file in files if not Path(file).exists()]
 
 
 def code(*patterns):

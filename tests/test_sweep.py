@@ -154,6 +154,11 @@ def test_variants_multiply_with_the_grid_and_show_their_values(project):
     }
 
 
+def test_ids_say_large_and_small_numbers_alike(project):
+    sweep = load("test", {"seed": 0}, {"optimizer.lr": [1e30, 1e-30, 2.5e-3, 1000000.0]})
+    assert [run.split("_")[2] for run in sweep.runs] == ["lr1e30", "lr1e-30", "lr2.5e-3", "lr1e6"]
+
+
 def test_ids_are_safe_file_names(project):
     (project / "../x").mkdir()
     grid = {

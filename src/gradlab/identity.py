@@ -144,7 +144,8 @@ def _label(key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float) and 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value in (True, None) else str(value)
+    if isinstance(value, float):
+        mantissa, e, exponent = (f"{value:e}" if 0 < abs(value) < 0.01 else f"{value:g}").partition("e")
+        # Without the sign of 1e+30, which a file name would turn into a minus.
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if e else mantissa
+    return str(value).lower() if value in (True, None) else str(value)

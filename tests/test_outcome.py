@@ -97,7 +97,7 @@ def test_the_report_lists_failed_runs_and_leaves_them_out(sweep):
     )
     assert [row[0][0].text for row in table.rows] == [runs[0], *runs[3:]]
     assert table.rows[0][1:5] == ["grpo", "0", "12 of 20", REASON]
-    assert headline(found).startswith("4 of 6 runs diverged; ")
+    assert headline(found).startswith("4 of 6 runs diverged; largest held-out gain: ")
     rewards = pd.DataFrame(blocks(found, "rewards")[0].rows)
     assert set(rewards["group"]) == {"grpo"} and (rewards.query("kind == 'mean'")["n"].max()) == 2
     page = render(found, "make")

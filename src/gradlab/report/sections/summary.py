@@ -29,7 +29,7 @@ def headline(sweep: Sweep) -> str:
     changes = heldout(sweep).query("model == 'difference'")
     if len(changes):
         best = changes.loc[changes["mean"].idxmax()]
-        word = "Largest held-out gain" if best["mean"] > 0 else "No held-out gain; best change"
+        word = "largest held-out gain" if best["mean"] > 0 else "no held-out gain; best change"
         parts.append(f"{word}: {best['objective']} {number(best['mean'], sign=True)} ({best['group']})")
     pairs = pair_means(main_layer(sweep)).dropna(subset=["mean"])
     if len(pairs):
@@ -40,7 +40,8 @@ def headline(sweep: Sweep) -> str:
         verdicts = keep_level(sweep.pairs, "group")["verdict"].dropna()
         if len(verdicts):
             parts.append(f"{(verdicts != NEITHER).sum()} of {plural(len(verdicts), 'pair')} distinguishable from 0")
-    return "; ".join(parts) + "." if parts else "No evaluation difference and no cosine."
+    text = "; ".join(parts) or "no evaluation difference and no cosine"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 @section("summary", "Summary", without_runs=True)

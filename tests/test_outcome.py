@@ -144,7 +144,7 @@ def one_run(results: Path) -> Path:
 def refused(results: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         aggregate(results, "demo")
-    assert "Make the run again" in str(error.value) and not (results / "demo/metrics.parquet").exists()
+    assert "`snakemake --cores all --force -- " in str(error.value) and not (results / "demo/metrics.parquet").exists()
 
 
 def test_a_run_without_outcome_is_named(tmp_path):

@@ -80,6 +80,6 @@ def _read(model: Any, path: Path) -> Any:
 
 def _mend(run_dir: Path) -> str:
     return (
-        f"Make the run again: `snakemake --forcerun train -- {run_dir / 'outcome.json'}`, or remove the folder and "
-        "make the sweep again."
+        f"Make the run again: `snakemake --cores all --force -- {run_dir / 'outcome.json'}`, or remove the folder "
+        "and make the sweep again."
     )

@@ -78,14 +78,16 @@ class RunFiles:
         if "failed" in found:
             raise ValueError(
                 f"run {self.run}: eval.json: expected the evaluation of a finished run; found that of one that failed "
-                f"({found['failed']}). Make it again: `snakemake --force -- {self.folder / 'eval.json'}`."
+                f"({found['failed']}). Make it again: `snakemake --cores all --force -- {self.folder / 'eval.json'}`."
             )
         return found
 
     def _path(self, file: str) -> Path:
         path = self.folder / file
         if not path.exists():
-            raise ValueError(f"run {self.run}: expected the file {path}; found none. Make it with `snakemake {path}`.")
+            raise ValueError(
+                f"run {self.run}: expected the file {path}; found none. Make it: `snakemake --cores all -- {path}`."
+            )
         return path
 
     def _rows(self, file: str) -> list[Row]:

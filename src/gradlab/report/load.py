@@ -112,7 +112,9 @@ def load(results: str | Path, sweep: str) -> Sweep:
     folder = Path(results) / sweep
     for path in (folder / "sweep.json", *(folder / f"{table}.parquet" for table in TABLES)):
         if not path.exists():
-            raise ValueError(f"sweep {sweep!r}: expected the file {path}; found none. Make it with `snakemake {path}`.")
+            raise ValueError(
+                f"sweep {sweep!r}: expected the file {path}; found none. Make it: `snakemake --cores all -- {path}`."
+            )
     about = read_json(folder / "sweep.json")
     configs = {entry["run"]: read_json(folder / "runs" / entry["run"] / "config.json") for entry in about["runs"]}
     provenance = {run: read_json(folder / "runs" / run / "provenance.json") for run in configs}

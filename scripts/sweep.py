@@ -26,6 +26,7 @@ from gradlab.launch.final import finals
 from gradlab.launch.forecast import forecast
 from gradlab.launch.progress import Folders, progress
 from gradlab.launch.screen import console, final_table, live, notes, plan_lines, plan_table
+from gradlab.store import writer_lock
 from gradlab.sweep import Sweep
 from gradlab.sweep_file import WorkflowConfig, override, read_yaml
 
@@ -59,19 +60,20 @@ def main() -> None:
     screen.print(f"sweep {sweep.name}: {write(written, _words(arguments))}")
     log = folders.logs / sweep.name / "snakemake.log"
     given = command(sweep.name, arguments.pack, slots if found else None, arguments.cores, arguments.profile, extra)
-    if screen.is_terminal and not arguments.plain:
-        with Live(console=screen, auto_refresh=False, transient=True) as view:
+    with writer_lock(folders.work / sweep.name):  # two calls would write one log, and read each other's failures
+        if screen.is_terminal and not arguments.plain:
+            with Live(console=screen, auto_refresh=False, transient=True) as view:
 
-            def show(stopping: bool) -> None:
-                nonlocal now
-                now = progress(sweep, folders, now)
-                jobs = f"jobs: {done} done" if (done := jobs_done(log)) else ""
-                note = "stopping, the running steps end first" if stopping else jobs
-                view.update(live(sweep, now, screen.height, note), refresh=True)
+                def show(stopping: bool) -> None:
+                    nonlocal now
+                    now = progress(sweep, folders, now)
+                    jobs = f"jobs: {done} done" if (done := jobs_done(log)) else ""
+                    note = "stopping, the running steps end first" if stopping else jobs
+                    view.update(live(sweep, now, screen.height, note), refresh=True)
 
-            status = call(given, log, show)
-    else:
-        status = call(given, log, follow(log))
+                status = call(given, log, show)
+        else:
+            status = call(given, log, follow(log))
     _summary(sweep, folders, log, status, shown=not screen.is_terminal or arguments.plain)
     sys.exit(status)
 

@@ -163,12 +163,15 @@ def test_failed_and_diverged_runs_are_named_and_the_status_is_not_zero(lab):
 
 def test_sigterm_stops_the_jobs_and_says_how_to_go_on(lab):
     (lab / "hold").touch()
-    process = start(lab, "--base", "mini", "--fixed", "steps=21", "seed=0", "--name", "stopped")
+    arguments = ("--base", "mini", "--fixed", "steps=21", "seed=0", "--name", "stopped")
+    process = start(lab, *arguments)
     for _ in range(300):
         time.sleep(0.1)
         if len(locks := list(lab.glob("work/stopped/*/.lock"))) == 2 and all(lock.read_text() for lock in locks):
             break
     pids = [int(lock.read_text().split()[0]) for lock in locks]
+    second = sweep(lab, *arguments, status=1)
+    assert f"error: work/stopped: expected no other writer; found process {process.pid} on" in second
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     (lab / "hold").unlink()

@@ -211,3 +211,5 @@ def test_mistakes_are_one_line(lab, arguments, message):
 
 def test_what_follows_two_dashes_goes_to_snakemake(lab, made):
     assert "Job stats" in sweep(lab, *ONE, "--", "--dry-run", "--forceall")
+    part = sweep(lab, "--base", "mini", "--name", "part", "--", "--until", "sweep_table")
+    assert "report: not made" in part

@@ -150,7 +150,7 @@ def notes(finals: Iterable[Final], failed: dict[str, str], report: Path, ok: boo
     """What the table has no room for: why runs diverged, which jobs failed, where the report is."""
     lines = [f"diverged: {f.run.id}: {f.progress.note}" for f in finals if f.progress.state == "diverged"]
     lines += [f"failed: {log}" + (f": {error}" if error else "") for log, error in failed.items()]
-    if ok:
+    if ok and report.is_file():
         lines.append(f"report: {report}")
     elif report.is_file():
         lines.append(f"report: not made by this call; {report} shows an earlier state")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +54,8 @@ def run(main: Callable[[], None]) -> None:
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename}: expected a file or folder; found none. Check the path.")
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # the last: a full disk, a broken file
-        sys.exit(f"error: {error}")
+        full = "\nThe disk of results, work, logs or TMPDIR is full. Free some and give the same command again."
+        sys.exit(f"error: {error}{full if os.strerror(errno.ENOSPC) in str(error) else ''}")
     except KeyboardInterrupt as error:
         sys.exit(str(error) or "stopped. The same command continues.")
 

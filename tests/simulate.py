@@ -70,7 +70,7 @@ CASES: dict[str, dict] = {
 }
 
 
-def table(repeats: int = 100) -> str:
+def table(repeats: int = 400) -> str:
     lines = [
         "| rewards | steps | plain cosine | unbiased (defined) | alignment | flagged at 5 % | coverage |",
         "|---|---|---|---|---|---|---|",

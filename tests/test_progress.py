@@ -1,10 +1,12 @@
 """Where a run stands is read from its files: never from a lock that a job may want, never from a dead process."""
 
+import concurrent.futures
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -61,6 +63,26 @@ def test_a_run_at_work(folders):
         found = look(folders)
     assert (found.state, found.step, found.step_seconds, found.reward_mean) == ("running", 4, 0.5, 0.3)
     assert found.seconds_left == pytest.approx(3.0)
+
+
+def test_a_run_that_ends_while_it_is_looked_at(folders):
+    """Its growing files go at any moment between two questions about them; 300 looks meet that many times."""
+    metrics, ended = begin(folders, 4) / "log/metrics.jsonl", threading.Event()
+
+    def come_and_go():
+        text = metrics.read_text()
+        while not ended.is_set():
+            metrics.unlink()
+            metrics.write_text(text)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        trainer = pool.submit(come_and_go)
+        try:
+            states = {look(folders).state for _ in range(300)}
+        finally:
+            ended.set()
+    trainer.result()
+    assert states <= {"to do", "interrupted"}
 
 
 def test_a_run_before_its_first_step_has_no_speed(folders):

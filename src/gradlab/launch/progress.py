@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -80,9 +80,8 @@ def _progress(sweep: str, run: Run, folders: Folders) -> Progress:
     if (work / FINISHED).is_dir():
         return Progress("staged", steps, steps)
     saved = max(checkpoint_files(work), default=0)
-    metrics = work / LOG / "metrics.jsonl"
-    rows = _last_rows(metrics)
-    if _held(work, fresh=bool(rows) and time.time() - metrics.stat().st_mtime < FRESH):
+    rows, age = _last_rows(work / LOG / "metrics.jsonl")
+    if _held(work, fresh=bool(rows) and age < FRESH):
         seconds = [row["seconds/step"] for row in rows[-RECENT:]]
         return Progress(
             "running",
@@ -98,7 +97,7 @@ def _progress(sweep: str, run: Run, folders: Folders) -> Progress:
 
 def last_error(log: Path) -> str:
     """What the log of a job ends with, if that is an error; Snakemake removes the log when the job starts again."""
-    lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
+    lines = [line.strip() for line in _tail(log).text.splitlines() if line.strip()]
     begun = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if begun:
         return " ".join(lines[begun[-1] :]).removeprefix("error: ")
@@ -121,16 +120,28 @@ def _held(work: Path, fresh: bool) -> bool:
         return False
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The latest whole rows of a file that may be growing; none where there is no file."""
-    lines = _tail(path).split("\n")[:-1]  # what follows the last newline is being written
-    first = 1 if path.is_file() and path.stat().st_size > TAIL else 0  # and what precedes the first may be cut
-    return [json.loads(line) for line in lines[first:]]
+def _last_rows(path: Path) -> tuple[list[dict[str, Any]], float]:
+    """The latest whole rows of a file that may be growing, and seconds since it grew; none where there is no file."""
+    tail = _tail(path)
+    lines = tail.text.split("\n")[:-1]  # what follows the last newline is being written
+    return [json.loads(line) for line in lines[tail.cut :]], time.time() - tail.modified
 
 
-def _tail(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as handle:
-        handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL))
-        return handle.read().decode("utf-8", errors="replace")
+class _Tail(NamedTuple):
+    """cut  whether something precedes `text`, so that its first line may not be whole"""
+
+    text: str
+    cut: bool
+    modified: float
+
+
+def _tail(path: Path) -> _Tail:
+    """The end of a file that may be growing. One that is not there, or goes now, is empty."""
+    try:
+        with open(path, "rb") as handle:
+            status = os.fstat(handle.fileno())
+            handle.seek(max(0, status.st_size - TAIL))
+            text = handle.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return _Tail("", False, 0.0)
+    return _Tail(text, status.st_size > TAIL, status.st_mtime)

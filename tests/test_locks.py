@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradlab import store
-from gradlab.store import node_local_locks, writer_lock
+from gradlab.store import check_writable, node_local_locks, writer_lock
 
 MOUNTS = """\
 30 22 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2,hard,local_lock=none,addr=10.0.0.1
@@ -63,3 +63,14 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         writer_lock(tmp_path),
     ):
         pass
+
+
+def test_a_folder_that_can_not_be_written_is_named_before_anything_starts(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    check_writable(tmp_path / "results/mine/runs")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "results")
+    check_writable(tmp_path / "work/mine")
+    with pytest.raises(
+        ValueError, match=r"mine/runs: expected a folder that can be written; found .*/results read-only"
+    ):
+        check_writable(tmp_path / "results/mine/runs")

@@ -61,6 +61,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raises ValueError when this process can not write in `folder`, or where it would be made."""
+    there = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{folder}: expected a folder that can be written; found {there.resolve()} read-only for user "
+            f"{os.getuid()}. Make it writable; results can be elsewhere: --config results=FOLDER"
+        )
+
+
 def remove_folder(path: Path) -> None:
     """All of it or nothing: a kill never leaves a folder that lacks some of its files."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.removed.tmp")

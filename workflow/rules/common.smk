@@ -10,7 +10,7 @@ from gradlab.command_line import placement_flags
 from gradlab.explain import validate
 from gradlab.identity import EVALUATION_MEANING, MEANING
 from gradlab.packs.size import Sizing, measured, plan_sweep
-from gradlab.store import canonical, digest, read_json, write_json
+from gradlab.store import canonical, check_writable, digest, read_json, write_json
 from gradlab.sweep import load, load_base
 from gradlab.sweep_file import WorkflowConfig
 
@@ -143,6 +143,13 @@ def deleted_files(wildcards):
         for file in expand([*rules.train.output, *rules.eval_run.output], sweep=sweep, run=sweep_of(sweep).runs)
     ]
     return [file for file in files if not Path(file).exists()]
+
+
+def check_folders():
+    """Before the first job: Snakemake would end in a traceback, or each job in an error of its own."""
+    for sweep in chosen.sweeps:
+        for folder in (f"{chosen.results}/{sweep}/runs", f"work/{sweep}", f"logs/{sweep}"):
+            readable(check_writable, folder)
 
 
 def code(*patterns):

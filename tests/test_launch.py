@@ -10,8 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from test_workflow import project  # noqa: F401  (a fixture)
+
+from gradlab.launch.call import call
 
 ROOT = Path(__file__).parents[1]
 TRAIN = f"""
@@ -180,6 +183,20 @@ def test_sigterm_stops_the_jobs_and_says_how_to_go_on(lab):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_view_that_fails_leaves_no_job_behind(tmp_path):
+    """As when the reader of a pipe has gone: sweep.py ... | head."""
+    log = tmp_path / "log"
+
+    def view(stopping):
+        while not log.read_text().endswith("\n"):
+            time.sleep(0.01)
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        call([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(30)"], log, view)
+    assert not psutil.pid_exists(int(log.read_text().split()[0]))
 
 
 def test_a_sweep_file_that_differs_is_not_overwritten(lab, made):

@@ -52,23 +52,28 @@ def call(command: Sequence[str], log: Path, watch: Callable[[bool], None], every
     watch  called meanwhile, with whether the call was asked to stop
 
     Ctrl-C reaches Snakemake and its jobs by the terminal; SIGTERM, which reaches only this process, is passed on to
-    them. Either raises Stopped when they have saved and ended.
+    them. Either raises Stopped when they have saved and ended; what `watch` raises stops them, too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     stopped = False
     with open(log, "w", encoding="utf-8") as output, _sigterm_raises():
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        while process.returncode is None:
-            try:
-                watch(stopped)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(every)
-            except _Terminated:
-                stopped = True
+        try:
+            while process.returncode is None:
+                try:
+                    watch(stopped)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(every)
+                except _Terminated:
+                    stopped = True
+                    _interrupt(process.pid)
+                except KeyboardInterrupt:
+                    stopped = True
+            watch(stopped)
+        finally:
+            if process.returncode is None:  # `watch` failed, and nobody would see what the jobs do
                 _interrupt(process.pid)
-            except KeyboardInterrupt:
-                stopped = True
-        watch(stopped)
+                process.wait()
     if stopped:
         raise Stopped("stopped. The same command continues: finished runs are kept, interrupted ones resume.")
     return process.returncode
@@ -96,7 +101,9 @@ def jobs_done(log: Path) -> str:
 
 def failed_jobs(log: Path) -> dict[str, str]:
     """The log file of each job that failed in a call, and its last error (empty where it has none)."""
-    found = re.findall(r"^Error in rule \w+:\n(?:    .*\n)*?    log: (\S+)", log.read_text(encoding="utf-8"), re.M)
+    found = re.findall(
+        r"^Error in rule \w+:\n(?:    .*\n)*?    log: (\S+)", log.read_text(encoding="utf-8", errors="replace"), re.M
+    )
     return {path: last_error(Path(path)) for path in found}
 
 

@@ -1,4 +1,4 @@
-"""Collect the runs of one sweep into metrics, cosines, pairs, conflict, evals and samples.parquet."""
+"""Collect the runs of one sweep into its Parquet tables (docs/DATA.md)."""
 
 from __future__ import annotations
 

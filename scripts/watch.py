@@ -23,11 +23,13 @@ from gradlab.sweep_file import WorkflowConfig, read_yaml
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", help="name of a file in config/sweeps, without .yaml")
+    parser.add_argument("--results", help="folder of all results (default: as config/config.yaml says)")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     arguments = parser.parse_args()
     if arguments.every <= 0:
         parser.error(f"--every: expected more than 0; found {arguments.every:g}")
-    workflow = validate(WorkflowConfig, read_yaml("config/config.yaml"))
+    elsewhere = {"results": arguments.results} if arguments.results else {}
+    workflow = validate(WorkflowConfig, read_yaml("config/config.yaml") | elsewhere)
     sweep = load(arguments.sweep, workflow.fixed, workflow.grid)
     folders, screen = Folders(results=Path(workflow.results)), console()
     now = progress(sweep, folders)

@@ -149,6 +149,7 @@ def test_estimates_come_from_what_was_made(lab, made):
 
 def test_a_sweep_can_be_watched(lab, made):
     assert "mine: 2 done, 0 failed, 0 running of 2" in sweep(lab, "mine", script="watch")
+    assert "mine: 0 done" in sweep(lab, "mine", "--results", "other/", script="watch")
 
 
 def test_failed_and_diverged_runs_are_named_and_the_status_is_not_zero(lab):

@@ -258,6 +258,7 @@ def test_runs_named_of_several_sweeps_are_packed_and_no_others(done, monkeypatch
     (done / "config/sweeps/third.yaml").write_text(SWEEP.replace("seed: [0, 1]", "seed: [6]"))
     targets = (*runs["mini"][:1], *runs["other"][:1])
     assert plan(done, *options, "--", *targets) == {"base": 1, "train": 2}
+    (done / "config/sweeps/third.yaml").unlink()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ rule eval_run:
         config=ancient("<results>/{sweep}/runs/{run}/config.json"),
         metrics="<results>/{sweep}/runs/{run}/metrics.jsonl",
         outcome="<results>/{sweep}/runs/{run}/outcome.json",
-        adapter="<results>/{sweep}/runs/{run}/adapter",
+        adapter=ancient("<results>/{sweep}/runs/{run}/adapter"),  # a folder is compared by time alone, which a copy changes
         data=heldout_data,
     output:
         summary="<results>/{sweep}/runs/{run}/eval.json",

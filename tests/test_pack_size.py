@@ -92,6 +92,12 @@ def test_a_measurement_of_another_machine_is_not_used(tmp_path):
     assert measured(tmp_path / "none.json", []) == {}
 
 
+def test_a_measurement_of_another_version_is_refused_by_name(tmp_path):
+    write_json(tmp_path / "c.json", {"machine": machine(()), "sizes": [4]})
+    with pytest.raises(ValueError, match=r"c\.json: expected what scripts/calibrate\.py writes; .* Measure again"):
+        measured(tmp_path / "c.json", ())
+
+
 def test_calibration_measures_each_size_and_stops_where_memory_ends(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("train", "heldout"):

@@ -63,6 +63,8 @@ def staged(work: Path, stamp: str) -> bool:
 
 def fetch(config: RunConfig, run_dir: Path, work: Path, bases: str | Path) -> bool:
     """Publish the run if it waits in `work`; False: it has to be trained."""
+    if not (work / FINISHED).is_dir():
+        return False
     with writer_lock(work):
         if not staged(work, stamp(config, bases)):
             return False

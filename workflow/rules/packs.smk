@@ -49,6 +49,10 @@ def write_plans():
                 f"sweep {sweep}: {sum(map(len, packs.values()))} runs train in {len(packs)} packs",
                 file=sys.stderr,
             )
+        elif chosen.pack not in (None, 1):
+            print(
+                f"sweep {sweep}: no packs, as no two runs left to train gain by one (docs/scaling.md)", file=sys.stderr
+            )
 
 
 def remove_plans():

@@ -161,6 +161,8 @@ class Capacity:
 
     def _mend(self, configs: Sequence[RunConfig]) -> str:
         """More slots help a number; an estimate grows with them, since they divide the same memory."""
+        if len(configs) > 1:
+            return "Lower pack (--config pack=N) or placement.microbatch_tokens."
         if self.on_gpus and all(c.placement.gpu_slots == "auto" for c in configs):
             return (
                 "Lower placement.microbatch_tokens or the batch, choose model.dtype: bfloat16 or model.quantize, or "

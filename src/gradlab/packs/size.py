@@ -74,11 +74,20 @@ def machine(gpus: Sequence[Gpu]) -> dict[str, Any]:
 
 
 def measured(path: Path, gpus: Sequence[Gpu]) -> dict[str, int]:
-    """The sizes that `scripts/calibrate.py` suggested by shape; none if it did not run, or not on this machine."""
+    """The sizes that `scripts/calibrate.py` suggested by shape; none if it did not run, or not on this machine.
+
+    Raises ValueError naming the file when it is not what that program writes.
+    """
     if not path.is_file():
         return {}
     found = read_json(path)
-    return {shape["shape"]: shape["pack"] for shape in found["shapes"]} if found["machine"] == machine(gpus) else {}
+    try:
+        return {shape["shape"]: int(shape["pack"]) for shape in found["shapes"] if found["machine"] == machine(gpus)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected what scripts/calibrate.py writes; found another file ({error}). "
+            "Measure again: snakemake --forcerun calibrate_sweep -- calibrate, or remove it."
+        ) from None
 
 
 def plan_sweep(runs: Iterable[Run], size: Sizing, results: Path, work: Path) -> dict[str, list[Run]]:

@@ -126,6 +126,7 @@ def test_placement_survives_the_command_line():
     [
         (ValueError("steps: found 0"), "error: steps: found 0"),
         (FileNotFoundError(2, "No such file", "x.json"), "error: x.json: expected a file or folder; found none"),
+        (FileNotFoundError("model.id: expected a base"), "error: model.id: expected a base"),
         (SafetensorError("No space left on device"), "error: No space left on device\nThe disk of results, work, l"),
         (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device\nThe disk of results, "),
         (KeyboardInterrupt(), "stopped. The same command continues"),

@@ -118,3 +118,11 @@ def test_calibration_measures_each_size_and_stops_where_memory_ends(tmp_path, mo
     monkeypatch.setattr(measuring, "_available_gib", lambda device: 0.0)
     assert [row["pack"] for row in measuring.calibrate([config], "results/base", [1, 3], 1, 1)] == [1]
     assert not list(tmp_path.glob("**/metrics.jsonl")), "nothing is left behind"
+
+
+def test_memory_is_that_of_the_first_round(monkeypatch):
+    peaks = iter([1.0, 3.0, 2.9, 3.0])  # a process keeps what its largest pack took
+    monkeypatch.setattr(measuring, "_measure", lambda *_: ([0.1], next(peaks)))
+    monkeypatch.setattr(measuring, "_available_gib", lambda device: 99.0)
+    rows = measuring.calibrate([runs(1)[0].config], "results/base", [1, 4], rounds=2, steps=1)
+    assert [row["memory_gib"] for row in rows] == [1.0, 3.0]

@@ -16,7 +16,7 @@ def resolve(model_id: str, bases: str | Path) -> str:
     if not (path / "base.json").is_file():
         raise FileNotFoundError(
             f"model.id: expected a finished base at {path}; found none. "
-            f"Make it: snakemake {path}/base.json, or python scripts/make_base.py --help"
+            f"Make it: snakemake --cores all -- {path}/base.json, or python scripts/make_base.py --help"
         )
     return str(path)
 

@@ -34,7 +34,8 @@ def calibrate(
             if last and peak[last] * size / last > _available_gib(device):
                 break
             pack = [configs[i % len(configs)].model_copy(update={"seed": i, "steps": steps + 1}) for i in range(size)]
-            taken, peak[size] = _measure(pack, bases, device)
+            taken, gib = _measure(pack, bases, device)
+            peak.setdefault(size, gib)  # of the first round: later ones hold on to what larger packs took
             seconds.setdefault(size, []).extend(taken)
             last = size
     typical = {size: median(taken) for size, taken in seconds.items()}

@@ -52,7 +52,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename}: expected a file or folder; found none. Check the path.")
+        missing = f"{error.filename}: expected a file or folder; found none. Check the path."
+        sys.exit(f"error: {missing if error.filename is not None else error}")
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # the last: a full disk, a broken file
         full = "\nThe disk of results, work, logs or TMPDIR is full. Free some and give the same command again."
         sys.exit(f"error: {error}{full if os.strerror(errno.ENOSPC) in str(error) else ''}")

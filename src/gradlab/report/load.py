@@ -132,7 +132,8 @@ def load(results: str | Path, sweep: str) -> Sweep:
     if differ := set(ended["run"]) ^ set(configs):
         path = folder / "runs.parquet"
         raise ValueError(
-            f"{path}: expected the runs of sweep.json; {sorted(differ)} differ. Run `snakemake --cores all -- {path}` again."
+            f"{path}: expected the runs of sweep.json; {sorted(differ)} differ. Make it again: "
+            f"`snakemake --cores all -- {path}`."
         )
     everyone = pd.DataFrame(rows).merge(ended.drop(columns=list(varying), errors="ignore"), on="run")
     runs = everyone[everyone["status"] == "finished"].drop(columns=["status", "steps_done", "reason"])
@@ -205,7 +206,8 @@ def _read_table(path: Path, group_of: pd.Series, filters: pc.Expression | None =
     key = "first_run" if "first_run" in table else "run"
     if wrong := {*table[key].unique(), *table["run"].dropna().unique()} - set(group_of.index):
         raise ValueError(
-            f"{path}: expected the runs of sweep.json; {sorted(wrong)} differ. Run `snakemake --cores all -- {path}` again."
+            f"{path}: expected the runs of sweep.json; {sorted(wrong)} differ. Make it again: "
+            f"`snakemake --cores all -- {path}`."
         )
     group = table[key].map(group_of)
     return table.assign(group=group.astype("category") if names else group)

@@ -249,8 +249,8 @@ class Trainer:
         return TrainingDiverged(
             run,
             f"step {step}: expected a finite loss and gradient; found loss {float(found.stat_R('loss')[run]):.4g} and "
-            f"gradient norm {float(found.norm_R[run]):.4g}. Lower optimizer.lr, or clip by optimizer.max_grad_norm. The "
-            f"step's rows are in {self.work[run]}/diverged.json.",
+            f"gradient norm {float(found.norm_R[run]):.4g}. Lower optimizer.lr, or clip by optimizer.max_grad_norm. "
+            f"The step's rows are in {self.work[run]}/diverged.json.",
         )
 
     def save(self) -> None:

@@ -2,7 +2,8 @@
 
 Checked: the report is made; jobs that train ran under Slurm with their shards of a GPU and the `CUDA_VISIBLE_DEVICES`
 that goes with them; one that was cancelled is tried again with more memory, one that Slurm requeued (as it does after
-a failed node) is not counted as a failure, and both go on from their checkpoints.
+a failed node) is not counted as a failure, and both go on from their checkpoints; two runs train as a pack, in a job
+that the main process planned.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ COMMAND = [
     *(sys.executable, "-m", "snakemake", "--nocolor", "--workflow-profile", "profiles/slurm"),
     *("--slurm-status-command", "squeue"),  # without an accounting daemon sacct knows nothing
     *("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10"),
-    *("--config", f"fixed={json.dumps(FIXED)}"),
 ]
+SMALL = FIXED | {"steps": 4, "rollout.batch_size": 4, "rollout.num_generations": 4}  # a shape that gains by a pack
 
 
 def main() -> None:
@@ -51,18 +52,19 @@ def main() -> None:
         with cluster(folder / "slurm"):
             try:
                 check(project, folder / "snakemake.log", folder / "slurm/finished.txt")
+                check_pack(project, folder / "pack.log")
             except (AssertionError, subprocess.SubprocessError):
-                for path in (folder / "snakemake.log", *sorted((project / "logs").rglob("*.log"))):
+                for path in (*sorted(folder.glob("*.log")), *sorted((project / "logs").rglob("*.log"))):
                     print(f"--- {path}", path.read_text()[-3000:], sep="\n")
                 raise
 
 
 def check(project: Path, log: Path, finished: Path) -> None:
     """Make everything; cancel the first run that has left a checkpoint, requeue the second."""
-    environment = os.environ | {"PYTHONPATH": f"{project}/src:{os.environ.get('PYTHONPATH', '')}"}
     started = time.monotonic()
+    command = [*COMMAND, "--config", f"fixed={json.dumps(FIXED)}"]
     with open(log, "w") as handle:
-        call = subprocess.Popen(COMMAND, cwd=project, env=environment, stdout=handle, stderr=handle)
+        call = subprocess.Popen(command, cwd=project, env=environment_with(project), stdout=handle, stderr=handle)
     try:
         stopped: list[str] = []
         for command in (["scancel"], ["scontrol", "requeue"]):
@@ -82,6 +84,30 @@ def check(project: Path, log: Path, finished: Path) -> None:
         origin = json.loads((project / f"results/demo/runs/{run}/provenance.json").read_text())
         assert origin["slurm_job"], origin
     check_jobs(list(parsed(finished.read_text())), len(stopped))
+
+
+def check_pack(project: Path, log: Path) -> None:
+    """Two runs asked for by name train in one job; their own jobs fetch training and evaluation."""
+    table = [sys.executable, "scripts/sweep_table.py", "demo", "--fixed", json.dumps(SMALL)]
+    there = {"cwd": project, "env": environment_with(project)}
+    runs = subprocess.check_output(table, text=True, **there).split()
+    targets = [f"results/demo/runs/{run}/eval.json" for run in runs]
+    config = ["--config", f"fixed={json.dumps(SMALL)}", "pack=2"]
+    with open(log, "w") as handle:
+        command = [*COMMAND, *config, "--", *targets]
+        subprocess.run(command, stdout=handle, stderr=handle, check=True, timeout=600, **there)
+    origins = [json.loads((project / target).with_name("provenance.json").read_text()) for target in targets]
+    assert [origin["pack"] for origin in origins] == 2 * [[{"from_step": 0, "runs": runs}]], origins
+    assert len({origin["slurm_job"] for origin in origins}) == 1
+    for kind in ("train", "eval"):
+        for run in runs:
+            said = (project / f"logs/demo/{kind}/{run}.log").read_text()
+            assert "it/s" not in said and "Loading weights" not in said, f"expected {kind} of {run} fetched: {said}"
+    print(f"{len(runs)} runs trained in job {origins[0]['slurm_job']}")
+
+
+def environment_with(project: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{project}/src:{os.environ.get('PYTHONPATH', '')}"}
 
 
 def copy_project(project: Path) -> Path:

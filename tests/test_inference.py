@@ -12,7 +12,18 @@ import simulate
 from scipy import stats
 
 from gradlab import inference
-from gradlab.inference import CONFLICT, NEITHER, SYNERGY, ProbedStep, estimate, evidence, merge, q_values, verdict
+from gradlab.inference import (
+    CONFLICT,
+    NEITHER,
+    SYNERGY,
+    ProbedStep,
+    estimate,
+    evidence,
+    merge,
+    q_values,
+    steps,
+    verdict,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -248,14 +259,14 @@ def test_a_prompt_is_never_multiplied_with_its_own_copy():
     counts = np.array([2.0, 0, 3, 1])
     member = np.repeat(np.eye(4), 5, axis=1)
     arguments = (scores @ scores.T, rows, member, np.ones((4, 2), bool), counts[None])
-    found = inference._prompts_drawn(*arguments, False)[0]
+    found = steps._prompts_drawn(*arguments, False)[0]
     expected = np.zeros((2, 2))
     for g in range(4):
         for h in set(range(4)) - {g}:
             expected += counts[g] * counts[h] * part[g] @ part[h].T
     assert found == pytest.approx(expected * 36 / (36 - (counts**2).sum()))
     own = sum(counts[g] * part[g] @ part[g].T for g in range(4))
-    assert inference._prompts_drawn(*arguments, True)[0] == pytest.approx(expected * 4 / 3 + own)
+    assert steps._prompts_drawn(*arguments, True)[0] == pytest.approx(expected * 4 / 3 + own)
 
 
 def test_products_within_a_prompt_are_unbiased():
@@ -266,7 +277,7 @@ def test_products_within_a_prompt_are_unbiased():
         scores, noise = r.normal(size=(6, 4)), r.normal(size=(6, 1))
         rewards = scores[:, :1] * [1.0, 0.5] + noise * 0.9 + r.normal(size=(6, 2)) * 0.4
         advantages = rewards - rewards.mean(axis=0)
-        block = inference._u_centred(scores @ scores.T, np.zeros(6, int))
+        block = steps._u_centred(scores @ scores.T, np.zeros(6, int))
         found.append(advantages[:, 0] @ block @ advantages[:, 1] / 25)
         assert advantages[:, 0] @ block @ advantages[:, 1] == pytest.approx(rewards[:, 0] @ block @ rewards[:, 1])
     assert abs(np.mean(found) - 0.5) < 4 * np.std(found) / np.sqrt(3000) < 0.15
@@ -274,7 +285,7 @@ def test_products_within_a_prompt_are_unbiased():
 
 def test_shuffles_stay_within_their_prompts():
     group = np.array([4, 1, 4, 1, 4, 2])
-    order = inference._shuffles(group.tobytes(), 500)
+    order = steps._shuffles(group.tobytes(), 500)
     assert (group[order] == group).all() and (np.sort(order, axis=1) == np.arange(6)).all()
     firsts = np.bincount(order[:, 0], minlength=6)
     assert firsts[[0, 2, 4]].min() > 120  # 1/3 of 500, 4 standard deviations

@@ -27,7 +27,7 @@ rule aggregate:
             "eval.json",
             "eval_samples.jsonl",
         ),
-        code=code("aggregate/*.py", "inference.py", "grams.py", "outcome.py"),
+        code=code("aggregate/*.py", "inference/*.py", "grams.py", "outcome.py"),
     output:
         runs="<results>/{sweep}/runs.parquet",
         metrics="<results>/{sweep}/metrics.parquet",

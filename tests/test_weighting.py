@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_engine import assert_close, config, factors, metrics, train, trainer, world  # noqa: F401 (a fixture)
+from test_engine import assert_close, config, factors, metrics, stop_before, train, trainer, world  # noqa: F401 (a fixture)
 from torchjd import aggregation
 
 from gradlab import config as configuration
@@ -376,17 +376,7 @@ def test_a_stateful_weighting_resumes_exactly(world):  # noqa: F811
     """Stopped two steps after a checkpoint, all of them in one pack: parameters, memories and logs, bit for bit."""
     configs = several(steps=7)
     whole = train(configs, "whole")
-    first = trainer(configs, "cut")
-    plain = first.step
-
-    def step(number: int) -> None:
-        if number == 5:
-            raise KeyboardInterrupt
-        plain(number)
-
-    first.step = step
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
+    stop_before(trainer(configs, "cut"), 5)
     second = trainer(configs, "cut")
     assert second.next_step == 3
     second.train()

@@ -20,10 +20,11 @@ from gradlab.sweep_file import Pack
 
 OVERHEAD_BOUND = {"cpu": 2e7, "gpu": 1e9}
 """Rows of a step times parameters, up to which a step costs more in overhead than in arithmetic. On one core of a CPU
-packs gain 1.4 and more up to 1e7, 1.25 at 2e7, 1.1 at 4e7 (benchmarks/RESULTS.md); on a GPU it was not measured."""
+packs of 8 gain 1.9 up to 5e6, 1.25 to 1.45 at 1e7, 1.3 at 2e7, 1.1 at 4e7 (`python benchmarks/packs.py`, RESULTS.md
+there); on a GPU it was not measured."""
 
 LARGEST = {"cpu": 8, "gpu": 64}
-"""Of the rule of thumb. On a CPU 16 gain nothing over 8."""
+"""Of the rule of thumb. On a CPU 16 gain at most a tenth over 8 (same command); on a GPU it was not measured."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradlab.checkpoint import fit
 from gradlab.config import OptimizerConfig
 from gradlab.optimizer import StackedAdamW, scheduled_lr
 
@@ -121,3 +122,13 @@ def test_schedules_by_hand():
     linear = OptimizerConfig(lr=1.0, warmup_steps=2, schedule="linear")
     assert [scheduled_lr(linear, s, 6) for s in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
     assert scheduled_lr(OptimizerConfig(lr=1.0, warmup_steps=5, schedule="linear"), 2, 3) == 0.6
+
+
+def test_a_state_fits_into_a_pack_of_larger_or_smaller_rank():
+    """The leading corner is the run's own; what a pack pads beyond it is zero, whatever stood there."""
+    wide = torch.full((3, 4), 7.0)
+    fit(wide, torch.ones(2, 4))
+    assert wide.tolist() == [[1.0] * 4, [1.0] * 4, [0.0] * 4]
+    narrow = torch.full((2, 2), 7.0)
+    fit(narrow, torch.ones(2, 3))
+    assert narrow.tolist() == [[1.0, 1.0], [1.0, 1.0]]

@@ -49,12 +49,14 @@ def test_fetched_is_what_the_own_job_would_write(world, monkeypatch):  # noqa: F
         assert not staged_evaluation.fetch(own, folders[run], WORK / run, BASES), "fetched once"
 
 
-@pytest.mark.parametrize("changed", ["evaluation", "prompts", "adapter"])
-def test_another_evaluation_is_not_fetched(world, changed):  # noqa: F811
+@pytest.mark.parametrize("changed", ["evaluation", "prompts", "adapter", "meaning"])
+def test_another_evaluation_is_not_fetched(world, monkeypatch, changed):  # noqa: F811
     configs = pack()
     folder, own = published(configs)["r0"], configs["r0"]
     if changed == "evaluation":
         own = own.model_copy(update={"evaluation": own.evaluation.model_copy(update={"samples_per_prompt": 2})})
+    elif changed == "meaning":
+        monkeypatch.setattr(staged_evaluation, "EVALUATION_MEANING", staged_evaluation.EVALUATION_MEANING + 1)
     elif changed == "prompts":
         Path("heldout.jsonl").write_text(rows("h", range(30, 36)))
     else:
